@@ -1,0 +1,73 @@
+"""The fusion head: one pre-norm transformer block of which only the first token is used (spec section 4)."""
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from errors import UserError
+
+NUM_HEADS = 12
+
+
+class FirstTokenAttention(nn.Module):
+    """Multi-head attention for one query, that of the first token.
+
+    With a single query the key and value projections need not be applied to every token: q^T (W_k x_j + b_k) is
+    (W_k^T q)^T x_j + q^T b_k, and the probabilities' weighted sum of W_v x_j + b_v is W_v applied to the weighted sum
+    of x_j, plus b_v. The result is that of the textbook form; the cost falls from N * C^2 to N * C * heads.
+    """
+
+    def __init__(self, hidden_dim: int, dropout: float):
+        super().__init__()
+        if hidden_dim % NUM_HEADS:
+            largest = hidden_dim // NUM_HEADS * NUM_HEADS
+            raise UserError(
+                f"--hidden-dim {hidden_dim} is not divisible by the fusion block's {NUM_HEADS} heads: the largest "
+                f"value below it that works is {largest}"
+            )
+        self.query = nn.Linear(hidden_dim, hidden_dim)
+        self.key = nn.Linear(hidden_dim, hidden_dim)
+        self.value = nn.Linear(hidden_dim, hidden_dim)
+        self.out = nn.Linear(hidden_dim, hidden_dim)
+        self.attn_dropout = nn.Dropout(dropout)
+        self.proj_dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normed tokens (B, N, C) to the first token's attention output (B, C)."""
+        query = self.query(x[:, 0]).unflatten(1, (NUM_HEADS, -1))  # (B, heads, d)
+        key_weight = self.key.weight.unflatten(0, (NUM_HEADS, -1))  # (heads, d, C)
+        value_weight = self.value.weight.unflatten(0, (NUM_HEADS, -1))  # (heads, d, C)
+        key_query = torch.einsum("bhd,hdc->bhc", query, key_weight)  # (B, heads, C)
+        # The same for every token, so the softmax does not see it; it keeps the parameter in the graph.
+        bias = (query * self.key.bias.unflatten(0, (NUM_HEADS, -1))).sum(dim=2, keepdim=True)  # (B, heads, 1)
+        logits = (key_query @ x.mT + bias) * query.shape[2] ** -0.5  # (B, heads, N)
+        probabilities = self.attn_dropout(logits.softmax(dim=2))
+        mean_token = probabilities @ x  # (B, heads, C)
+        total = probabilities.sum(dim=2, keepdim=True)  # 1 but for dropout: (B, heads, 1)
+        values = torch.einsum("bhc,hdc->bhd", mean_token, value_weight)  # (B, heads, d)
+        values = values + total * self.value.bias.unflatten(0, (NUM_HEADS, -1))
+        return self.proj_dropout(self.out(values.flatten(1)))
+
+
+class FusionBlock(nn.Module):
+    """`x + attn(norm(x))`, then `x + mlp(norm(x))`, for the first token alone: (B, N, C) to (B, C)."""
+
+    def __init__(self, hidden_dim: int, *, dropout_rate: float, attention_dropout_rate: float):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.ffn_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
+        self.ffn = Mlp(hidden_dim, 4 * hidden_dim, drop=dropout_rate)
+        self.attn = FirstTokenAttention(hidden_dim, attention_dropout_rate)
+        for linear in (self.ffn.fc1, self.ffn.fc2):
+            init_xavier(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, C) to the block's first output token (B, C); no norm follows."""
+        first = x[:, 0] + self.attn(self.attention_norm(x))
+        return first + self.ffn(self.ffn_norm(first))
+
+
+def init_xavier(linear: nn.Linear) -> None:
+    """Initial values of the head's linear layers: Xavier uniform, biases normal with std 1e-6 (spec section 4)."""
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.normal_(linear.bias, std=1e-6)
