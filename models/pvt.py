@@ -94,9 +94,7 @@ class SpatialReductionAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; also returns its queries and keys, all that re-attention needs of it."""
 
-    def __init__(
-        self, embed_dim: int, num_heads: int, mlp_ratio: int, reduction: int, drop: float, drop_path: float
-    ):
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int, reduction: int, drop: float, drop_path: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.attn = SpatialReductionAttention(embed_dim, num_heads, reduction, drop)

@@ -1,4 +1,4 @@
-"""LORA's visual half without its head: PVT whose stages also select local tokens by re-attention (spec sections 1, 2)."""
+"""LORA's visual half without its head: PVT whose stages select local tokens by re-attention (spec sections 1, 2)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -71,7 +71,7 @@ class VisionModel(nn.Module):
         return stage == 3 or bool(self.locals[stage])
 
     def patches_a_head(self, stage: int) -> int:
-        """How many patches each head of stage 0 to 3 selects: alpha * r, with r = N // (M - 1), the reduction squared."""
+        """How many patches a head of stage 0 to 3 selects: alpha * r, with r = N // (M - 1), the reduction squared."""
         return self.alpha * self.config.reductions[stage] ** 2
 
     def init_weights(self) -> None:

@@ -1,0 +1,49 @@
+# Each target makes what it needs first: .venv, the demo set, the training. See the README.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SYSTEM_PYTHON := $(firstword $(foreach version,3.12 3.11,$(shell python$(version) -c 'print("python$(version)")' 2>/dev/null)) python3)
+SPLIT ?= image
+DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
+DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
+
+.PHONY: install demo demo-v demo-set test lint benchmark clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt requirements-dev.txt requirements-demo.txt
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
+	  { echo "error: Python 3.11 or 3.12 expected, $(SYSTEM_PYTHON) is another; install one of them"; exit 2; }
+	$(SYSTEM_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	@touch $@
+
+demo-set: install
+	$(PYTHON) tools/make_demo_set.py --split $(SPLIT)
+
+demo: demo-set
+	$(PYTHON) main.py --config configs/demo.py --data-path $(DEMO_DATA) --output_dir $(DEMO_RUN) \
+	  --bert-model $$($(PYTHON) tools/make_demo_set.py --bert-folder)
+	$(PYTHON) main.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)/checkpoint_best.pth --eval
+	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)/baselines_test.json
+	$(PYTHON) tools/plot_run.py $(DEMO_RUN)
+
+demo-v: demo-set
+	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --output_dir $(DEMO_RUN)-v
+	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)-v/checkpoint_v_best.pth --eval
+	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)-v/baselines_test.json
+	$(PYTHON) tools/plot_run.py $(DEMO_RUN)-v
+
+test: install lint
+	$(PYTHON) -m pytest
+
+lint: install
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+benchmark: install
+	$(PYTHON) tools/benchmark.py
+
+clean:
+	rm -rf $(VENV) data runs

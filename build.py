@@ -1,0 +1,271 @@
+"""Builders of a run's parts from its options: starting weights, data, model, optimizer, schedule, loaders."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.utils.data import DataLoader
+
+import datasets
+from errors import UserError
+from models import check_image_size, create_model
+from utils.checkpoint import load_state, read_checkpoint
+from utils.distributed import Processes
+from utils.logging import print0
+from utils.text_encoder import load_text_encoder
+
+DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
+IMAGES_OF_LR = 512  # images a step that --lr is meant for
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, before anything is read or written."""
+    check_image_size(options.input_size, options.input_size, options.alpha)
+    if options.eval and not options.resume:
+        raise UserError("--eval evaluates a checkpoint: name it with --resume")
+    if options.resume and options.finetune:
+        raise UserError("--resume continues a run and --finetune starts one: give one of them")
+    if options.model == "lora" and options.dataset != "SER":
+        raise UserError(f"--model lora reads texts, which --dataset {options.dataset} has not: use main_V.py or SER")
+    if not options.eval and not options.output_dir:
+        raise UserError("--output-dir is missing: name the folder for checkpoints and log")
+    if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
+        raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
+
+
+def read_start(options: argparse.Namespace) -> dict[str, Any]:
+    """What the run starts from: a checkpoint (--resume, --finetune), or a pretrained text encoder, or nothing.
+
+    `bert_config` and `vocabulary` are there for LORA, `model` where there is a checkpoint, `text_state` otherwise.
+    """
+    flag = "--resume" if options.resume else "--finetune"
+    path = options.resume or options.finetune
+    if not path:
+        if options.model == "lora_v":
+            return {}
+        encoder = load_text_encoder(options.bert_model)
+        return {"bert_config": encoder.config, "text_state": encoder.state, "vocabulary": encoder.vocabulary}
+    start = read_checkpoint(path, flag)
+    found = "lora" if any(name.startswith("text_model.") for name in start["model"]) else "lora_v"
+    if found != options.model:
+        script = {"lora": "main.py", "lora_v": "main_V.py"}[found]
+        raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {script}")
+    for name in ("backbone", "alpha", "locals", "hidden_dim"):
+        asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
+        if asked != trained:
+            raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
+    if options.model == "lora":
+        start["vocabulary"] = find_vocabulary(options, start.get("vocabulary_sha256"))
+    return start
+
+
+def flag_value(name: str, value: Any) -> str:
+    """An option as one types it."""
+    return f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def find_vocabulary(options: argparse.Namespace, sha256: str | None) -> Path:
+    """The vocabulary of a checkpoint: `weights/vocab.txt`, else that of the folder of --bert-model.
+
+    Args:
+        sha256: the vocabulary's checksum; None for a published checkpoint, which has BERT's own.
+    """
+    for path in (DEFAULT_VOCABULARY, Path(options.bert_model) / "vocab.txt"):
+        if path.is_file() and sha256 in (None, datasets.Tokenizer(path).sha256):
+            return path
+    raise UserError(
+        f"--resume: the checkpoint's vocabulary is neither {DEFAULT_VOCABULARY} nor in --bert-model "
+        f"{options.bert_model}: name the folder of its text encoder with --bert-model"
+    )
+
+
+def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, datasets.StickerDataset]:
+    """The splits that the run reads; the published protocol never reads val."""
+    if options.eval:
+        splits = [options.eval_split]
+    else:
+        splits = ["train", "test"] if options.protocol == "published" else ["train", "val", "test"]
+    tokenizer = datasets.Tokenizer(start["vocabulary"]) if options.model == "lora" else None
+    name = "SER_V" if options.dataset == "SER" and tokenizer is None else options.dataset
+    data = {}
+    for split in splits:
+        transform = datasets.build_transform(
+            split == "train",
+            input_size=options.input_size,
+            color_jitter=options.color_jitter,
+            auto_augment=None if options.aa == "none" else options.aa,
+            interpolation=options.train_interpolation,
+            reprob=options.reprob,
+            remode=options.remode,
+            recount=options.recount,
+        )
+        data[split] = datasets.build_dataset(name, options.data_path, split, transform=transform, tokenizer=tokenizer)
+        print0(f"{options.dataset} {split}: {len(data[split]):,} images")
+    return data
+
+
+def build_model(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:
+    """The network with the weights that it starts from."""
+    names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
+    names += ("hidden_dim", "backbone", "tunebert")
+    settings = {name: getattr(options, name) for name in names}
+    model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
+    if "text_state" in start:
+        source = f"--bert-model {options.bert_model}"
+        print0(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
+    if options.visfinetune and not start.get("model"):
+        source = f"--visfinetune {options.visfinetune}"
+        state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
+        print0(load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head))
+    elif options.visfinetune:
+        print0(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
+    if options.resume:
+        print0(load_state(model, start["model"], f"--resume {options.resume}"))
+    elif options.finetune:
+        print0(load_state(model, start["model"], f"--finetune {options.finetune}", may_leave=is_head))
+    return model
+
+
+def is_pooler(name: str) -> bool:
+    """BERT's pooler, whose output is not used."""
+    return name.startswith("pooler.")
+
+
+def is_local(name: str) -> bool:
+    """What local re-attention adds to the backbone."""
+    return name.startswith(("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj"))
+
+
+def is_head(name: str) -> bool:
+    """The classifier."""
+    return name.startswith("head.")
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many parameters learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def amp_dtype(options: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """The forward pass's precision: float16 on CUDA as published, float32 elsewhere, unless asked for."""
+    name = options.amp_dtype
+    if name == "auto":
+        name = "float16" if device.type == "cuda" else "float32"
+    return getattr(torch, name)
+
+
+def build_eval_loader(
+    options: argparse.Namespace, processes: Processes, dataset: datasets.StickerDataset
+) -> DataLoader:
+    """A loader of whole batches, of which each process has its share unless --no-dist-eval."""
+    shares = (processes.world_size, processes.rank) if options.dist_eval else (1, 0)
+    sampler = datasets.EvalBatchSampler(len(dataset), options.batch_size, *shares)
+    return datasets.build_loader(dataset, batch_sampler=sampler, **loader_settings(options, processes))
+
+
+def loader_settings(options: argparse.Namespace, processes: Processes) -> dict[str, Any]:
+    """Settings of any data loader; no more workers than this machine has cores."""
+    return {
+        "num_workers": min(options.num_workers, os.cpu_count() or 1),
+        "pin_memory": options.pin_mem and processes.device.type == "cuda",
+        "seed": options.seed + processes.rank,
+    }
+
+
+def build_train_loader(
+    options: argparse.Namespace, processes: Processes, dataset: datasets.StickerDataset
+) -> tuple[DataLoader, Any]:
+    """The training loader, whose last incomplete batch is dropped, and its sampler."""
+    sampler = datasets.build_train_sampler(
+        len(dataset),
+        num_replicas=processes.world_size,
+        rank=processes.rank,
+        batch_size=options.batch_size,
+        repeated_aug=options.repeated_aug,
+        seed=options.seed,
+        say=print0,
+    )
+    settings = loader_settings(options, processes)
+    loader = datasets.build_loader(dataset, sampler=sampler, batch_size=options.batch_size, drop_last=True, **settings)
+    return loader, sampler
+
+
+def build_optimizer(options: argparse.Namespace, model: nn.Module, world_size: int) -> torch.optim.Optimizer:
+    """The optimizer, with weight decay on matrices alone and the learning rate scaled to the batch (spec section 6)."""
+    learning_rate = options.lr
+    if not options.unscale_lr:
+        learning_rate *= options.batch_size * world_size / IMAGES_OF_LR
+    settings: dict[str, Any] = {"eps": options.opt_eps}
+    if options.opt_betas:
+        settings["betas"] = tuple(options.opt_betas)
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=options.opt,
+            lr=learning_rate,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            **settings,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"--opt {options.opt}: {error}") from error
+
+
+def build_scheduler(options: argparse.Namespace, optimizer: torch.optim.Optimizer) -> Scheduler:
+    """The schedule, to be advanced by `step(epoch)` with the number of the epoch just finished."""
+    base = optimizer.param_groups[0]["lr"]
+    print0(f"learning rate {base:.3g} after {options.warmup_epochs} epochs of warm-up from {options.warmup_lr:.3g}")
+    if options.sched == "cosine" and base < options.min_lr:
+        print0(
+            f"warning: the learning rate {base:.3g} is below its floor --min-lr {options.min_lr:.3g}, so the schedule "
+            "rises; raise --lr or the batch, or lower --min-lr and --warmup-lr"
+        )
+    noise = options.lr_noise
+    if noise:
+        noise = [share * options.epochs for share in noise]
+        noise = noise[0] if len(noise) == 1 else noise
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=options.sched,
+        num_epochs=options.epochs,
+        decay_epochs=options.decay_epochs,
+        cooldown_epochs=options.cooldown_epochs,
+        patience_epochs=options.patience_epochs,
+        decay_rate=options.decay_rate,
+        min_lr=options.min_lr,
+        warmup_lr=options.warmup_lr,
+        warmup_epochs=options.warmup_epochs,
+        noise=noise,
+        noise_pct=options.lr_noise_pct,
+        noise_std=options.lr_noise_std,
+        noise_seed=options.seed,
+    )
+    return scheduler
+
+
+def build_mixup(options: argparse.Namespace, num_classes: int) -> Mixup | None:
+    """Mixup and CutMix, which smooth the labels themselves, or None where both are off."""
+    if not (options.mixup or options.cutmix or options.cutmix_minmax):
+        return None
+    return Mixup(
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
+        cutmix_minmax=options.cutmix_minmax,
+        prob=options.mixup_prob,
+        switch_prob=options.mixup_switch_prob,
+        mode=options.mixup_mode,
+        label_smoothing=options.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_criterion(options: argparse.Namespace, mixup: Mixup | None) -> nn.Module:
+    """Cross-entropy with label smoothing, unless Mixup has smoothed the labels."""
+    return nn.CrossEntropyLoss(label_smoothing=0.0 if mixup else options.smoothing)

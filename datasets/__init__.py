@@ -1,0 +1,25 @@
+"""The data sets, their images, texts, transforms and samplers; nothing about models."""
+
+from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.images import read_image
+from datasets.loading import StickerDataset, batches, build_dataset, build_loader
+from datasets.samplers import EvalBatchSampler, build_train_sampler
+from datasets.text import Tokenizer
+from datasets.transforms import build_transform
+
+__all__ = [
+    "CLASS_NAMES",
+    "EvalBatchSampler",
+    "Sample",
+    "StickerDataset",
+    "Tokenizer",
+    "batches",
+    "build_dataset",
+    "build_loader",
+    "build_train_sampler",
+    "build_transform",
+    "read_emotion_roi",
+    "read_fi",
+    "read_image",
+    "read_ser",
+]

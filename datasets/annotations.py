@@ -1,0 +1,181 @@
+"""The annotations of SER30K, FI and EmotionROI: which images a split has, with labels and texts."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from datasets.files import mistake, printable, reason, shown
+from datasets.placing import place
+from datasets.records import check_type, entry_mistake, field, label_field, read_json, read_text
+from errors import UserError
+
+SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
+FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
+CLASS_NAMES = {"SER": SER_NAMES, "SER_V": SER_NAMES, "FI": FI_NAMES, "EmotionROI": EMOTION_ROI_NAMES}
+GIVE_ROOT = "complete the data set, or give its folder with --data-path"
+
+
+class Sample(NamedTuple):
+    """An image with its label, counted from 0, and its text, '' where it has none."""
+
+    path: Path
+    label: int
+    text: str
+
+
+class Entry(NamedTuple):
+    """What a list says of an image: what to call the entry, the parts of its path below the root, label and text."""
+
+    where: str
+    parts: tuple[str, ...]
+    label: int
+    text: str = ""
+
+
+def read_ser(root: str | Path, split: str) -> list[Sample]:
+    """Reads a split of SER30K: `train`, `val` or `test`.
+
+    Args:
+        root: the folder `SER_Dataset`, or the folder that it stands in. The lists of `Annotations/image-level` come
+            before those of `Annotations`; the two are never mixed, as their splits may overlap.
+
+    Raises:
+        UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
+    """
+    _check_split("SER30K", split, ("train", "val", "test"))
+    root = _ser_folder(Path(root))
+    source = _ser_lists(root) / f"{split}.json"
+    content = check_type(read_json(source), dict, source, "the file")
+    entries = field(content, "annotations", list, source, "the file")
+    return _samples(source, root, _ser_entries(source, entries))
+
+
+def read_fi(root: str | Path, split: str) -> list[Sample]:
+    """Reads a split of FI, `train` or `test`: from the list `<split>.json` if there is one, else from class folders.
+
+    In a class folder every file is an image, hidden ones excepted; upper and lower case of its name do not matter.
+
+    Raises:
+        UserError: as `read_ser`.
+    """
+    _check_split("FI", split, ("train", "test"))
+    root = _check_folder(Path(root), "FI's folder")
+    source = root / f"{split}.json"
+    if os.path.lexists(source):
+        return _samples(source, root, _listed(source, FI_NAMES, path_at=0, below=split))
+    folder = _check_folder(root / split, f"the class folders of {split}, or the list {source.name} beside it")
+    return _samples(folder, root, _in_class_folders(folder, FI_NAMES))
+
+
+def read_emotion_roi(root: str | Path, split: str) -> list[Sample]:
+    """Reads a split of EmotionROI, `train` or `test`: from the list `<split>.json` if there is one, else from the
+    official split `training_testing_split/{training,testing}.txt`, whose lines count from 1.
+
+    Raises:
+        UserError: as `read_ser`.
+    """
+    _check_split("EmotionROI", split, ("train", "test"))
+    root = _check_folder(Path(root), "EmotionROI's folder")
+    source = root / f"{split}.json"
+    if os.path.lexists(source):
+        return _samples(source, root, _listed(source, EMOTION_ROI_NAMES, path_at=1, below=""))
+    source = root / "training_testing_split" / f"{split}ing.txt"
+    return _samples(source, root, _in_lines(source, EMOTION_ROI_NAMES))
+
+
+def _samples(source: Path, root: Path, entries: Iterable[Entry]) -> list[Sample]:
+    """The samples of a list's entries, of which there must be one, with their images found."""
+    entries = list(entries)
+    if not entries:
+        raise mistake(source, "at least one image", "an empty split", "complete the data set")
+    paths = place(source, root, [(entry.where, entry.parts) for entry in entries])
+    return [Sample(path, entry.label, entry.text) for path, entry in zip(paths, entries, strict=True)]
+
+
+def _ser_folder(root: Path) -> Path:
+    """The folder with `Annotations`: the one given or `SER_Dataset` in it."""
+    for folder in (root, root / "SER_Dataset"):
+        if os.path.isdir(folder / "Annotations"):
+            return folder
+    found = "a folder without it" if os.path.isdir(root) else "no such folder"
+    raise mistake(root, "SER_Dataset with its folder Annotations", found, GIVE_ROOT)
+
+
+def _ser_lists(root: Path) -> Path:
+    """The folder with the lists of the splits."""
+    folder = root / "Annotations" / "image-level"
+    has_lists = any(os.path.lexists(folder / f"{split}.json") for split in ("train", "val", "test"))
+    return folder if has_lists else folder.parent
+
+
+def _ser_entries(source: Path, entries: list) -> Iterator[Entry]:
+    """The entries of a list of SER30K, whose labels count from 1."""
+    for number, entry in enumerate(entries):
+        where = f"entry {number}"
+        check_type(entry, dict, source, where)
+        topic, file_name, text = (field(entry, key, str, source, where) for key in ("topic", "file_name", "text"))
+        for key in ("topic", "file_name"):
+            if not entry[key]:
+                raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
+        label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
+        yield Entry(where, ("Images", topic, file_name), label, text)
+
+
+def _listed(source: Path, names: tuple[str, ...], *, path_at: int, below: str) -> Iterator[Entry]:
+    """The entries of a JSON list of pairs: a path below `below`, at `path_at`, and the class id, counted from 0."""
+    for number, entry in enumerate(check_type(read_json(source), list, source, "the file")):
+        where = f"entry {number}"
+        if len(check_type(entry, list, source, where)) != 2:
+            raise entry_mistake(source, where, "a path and a class id", f"{len(entry)} values")
+        path = field(entry, path_at, str, source, where)
+        label = label_field(entry, 1 - path_at, range(len(names)), source, where)
+        yield Entry(where, (below, path), label)
+
+
+def _in_lines(source: Path, names: tuple[str, ...]) -> Iterator[Entry]:
+    """The entries of a text file of paths below `images/`, whose first folder is the class."""
+    for number, line in enumerate(read_text(source).split("\n"), start=1):
+        if line := line.strip():
+            name, slash, _ = line.partition("/")
+            if not slash or name.casefold() not in names:
+                expected = f"a path that starts with one of the folders {', '.join(names)}"
+                raise entry_mistake(source, f"line {number}", expected, shown(line))
+            yield Entry(f"line {number}", ("images", line), names.index(name.casefold()))
+
+
+def _in_class_folders(folder: Path, names: tuple[str, ...]) -> Iterator[Entry]:
+    """The files of a split in folders named as their classes, in the order of their names."""
+    try:
+        found = {name: _visible(folder / name) for name in _visible(folder, folders=True)}
+    except OSError as error:
+        raise mistake(folder, "class folders that can be read", reason(error), GIVE_ROOT) from error
+    strange = [name for name in found if name.casefold() not in names]
+    lacking = sorted(set(names).difference(name.casefold() for name in found))
+    if strange or lacking:
+        problem = f"{printable(strange[0])} as well" if strange else f"no {', '.join(lacking)}"
+        raise mistake(folder, f"the class folders {', '.join(names)}", problem, "complete or rename the folders")
+    for name, files in found.items():
+        for file in files:
+            yield Entry(f"class folder {name}", (folder.name, name, file), names.index(name.casefold()))
+
+
+def _visible(folder: Path, *, folders: bool = False) -> list[str]:
+    """The names of the files, or else the folders, in a folder, sorted, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() == folders and not entry.name.startswith("."))
+
+
+def _check_split(dataset: str, split: str, splits: tuple[str, ...]) -> None:
+    """Raises UserError for a split that the data set has not."""
+    if split not in splits:
+        lacks = f"expected one of {dataset}'s splits {', '.join(splits)}, found {split!r}"
+        raise UserError(f"{lacks}: {dataset} has no such split, choose another")
+
+
+def _check_folder(folder: Path, expected: str) -> Path:
+    """The folder, if it is there."""
+    if not os.path.isdir(folder):
+        raise mistake(folder, expected, "no such folder", GIVE_ROOT)
+    return folder

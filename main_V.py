@@ -1,0 +1,13 @@
+"""Trains and evaluates LORA-V, LORA without text: `main.py` with other defaults.
+
+    python -m torch.distributed.launch --nproc_per_node=2 --master_port=6666 --use_env main_V.py \\
+      --config configs/pvt/pvt_small.py --visfinetune weights/pvt_small.pth --output_dir checkpoints/SER \\
+      --dataset SER_V --data-path PATH --alpha 8 --batch-size 16 --locals 1 1 1 0
+"""
+
+import sys
+
+from main import main
+
+if __name__ == "__main__":
+    sys.exit(main(model="lora_v", dataset="SER_V"))

