@@ -43,7 +43,7 @@ def check_options(options: argparse.Namespace) -> None:
 def read_start(options: argparse.Namespace) -> dict[str, Any]:
     """What the run starts from: a checkpoint (--resume, --finetune), or a pretrained text encoder, or nothing.
 
-    `bert_config` and `vocabulary` are there for LORA, `model` where there is a checkpoint, `text_state` otherwise.
+    `bert_config` and `tokenizer` are there for LORA, `model` where there is a checkpoint, `text_state` otherwise.
     """
     flag = "--resume" if options.resume else "--finetune"
     path = options.resume or options.finetune
@@ -51,7 +51,11 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
         if options.model == "lora_v":
             return {}
         encoder = load_text_encoder(options.bert_model)
-        return {"bert_config": encoder.config, "text_state": encoder.state, "vocabulary": encoder.vocabulary}
+        return {
+            "bert_config": encoder.config,
+            "text_state": encoder.state,
+            "tokenizer": datasets.Tokenizer(encoder.vocabulary),
+        }
     start = read_checkpoint(path, flag)
     found = "lora" if any(name.startswith("text_model.") for name in start["model"]) else "lora_v"
     if found != options.model:
@@ -62,7 +66,7 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
         if asked != trained:
             raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
     if options.model == "lora":
-        start["vocabulary"] = find_vocabulary(options, start.get("vocabulary_sha256"))
+        start["tokenizer"] = find_tokenizer(options, start.get("vocabulary_sha256"))
     return start
 
 
@@ -71,15 +75,17 @@ def flag_value(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
-def find_vocabulary(options: argparse.Namespace, sha256: str | None) -> Path:
-    """The vocabulary of a checkpoint: `weights/vocab.txt`, else that of the folder of --bert-model.
+def find_tokenizer(options: argparse.Namespace, sha256: str | None) -> datasets.Tokenizer:
+    """The tokenizer of a checkpoint: of `weights/vocab.txt`, else of the vocabulary in the folder of --bert-model.
 
     Args:
         sha256: the vocabulary's checksum; None for a published checkpoint, which has BERT's own.
     """
     for path in (DEFAULT_VOCABULARY, Path(options.bert_model) / "vocab.txt"):
-        if path.is_file() and sha256 in (None, datasets.Tokenizer(path).sha256):
-            return path
+        if path.is_file():
+            tokenizer = datasets.Tokenizer(path)
+            if sha256 in (None, tokenizer.sha256):
+                return tokenizer
     raise UserError(
         f"--resume: the checkpoint's vocabulary is neither {DEFAULT_VOCABULARY} nor in --bert-model "
         f"{options.bert_model}: name the folder of its text encoder with --bert-model"
@@ -92,7 +98,7 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
         splits = [options.eval_split]
     else:
         splits = ["train", "test"] if options.protocol == "published" else ["train", "val", "test"]
-    tokenizer = datasets.Tokenizer(start["vocabulary"]) if options.model == "lora" else None
+    tokenizer = start.get("tokenizer")
     name = "SER_V" if options.dataset == "SER" and tokenizer is None else options.dataset
     data = {}
     for split in splits:

@@ -250,7 +250,7 @@ def finish_epoch(built: Run, training: Training, folder: Path, watched: str, ent
                 "args": vars(options),
                 "class_names": list(built.data["train"].class_names),
                 "bert_config": built.start.get("bert_config"),
-                "vocabulary_sha256": built.data["train"].vocabulary_sha256,
+                "vocabulary_sha256": getattr(built.start.get("tokenizer"), "sha256", None),
             }
             names = [checkpoint_name(options, "")] + [checkpoint_name(options, "_best")] * is_best
             for name in names:

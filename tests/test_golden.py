@@ -108,9 +108,7 @@ def test_eight_training_steps():
     assert losses == pytest.approx(case["losses"], abs=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("key", "batch_size", "world_size"), [("b16x2", 16, 2), ("b16x1", 16, 1), ("b64x8", 64, 8)]
-)
+@pytest.mark.parametrize(("key", "batch_size", "world_size"), [("b16x2", 16, 2), ("b16x1", 16, 1), ("b64x8", 64, 8)])
 def test_learning_rates(key, batch_size, world_size):
     case = TRAINING["lr"][key]
     options = parse_options(["--batch-size", str(batch_size), "--epochs", str(case["epochs"])], {})

@@ -18,7 +18,14 @@ def config(tmp_path):
 
 def test_published_defaults():
     options = parse_options([], {})
-    found = (options.input_size, options.batch_size, options.epochs, options.smoothing, options.mixup, options.drop_path)
+    found = (
+        options.input_size,
+        options.batch_size,
+        options.epochs,
+        options.smoothing,
+        options.mixup,
+        options.drop_path,
+    )
     assert found == (448, 16, 50, 0.2, 0.0, 0.1)
     assert (options.lr, options.warmup_lr, options.min_lr, options.weight_decay) == (1e-3, 1e-5, 1e-5, 0.05)
     assert (options.alpha, options.locals, options.tunebert, options.repeated_aug) == (8, [1, 1, 1, 0], False, True)

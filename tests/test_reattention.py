@@ -91,9 +91,7 @@ def test_lora_is_the_textbook_network_with_text():
         layers, _ = model.text_model(ids, attention_mask=mask)
         features = sum(layers) / 4
         heads = model.vision_model.config.num_heads
-        expected = oracle.lora_forward(
-            model.state_dict(), images, features, alpha=4, locals=(1, 1, 1, 0), heads=heads
-        )
+        expected = oracle.lora_forward(model.state_dict(), images, features, alpha=4, locals=(1, 1, 1, 0), heads=heads)
         torch.testing.assert_close(model(images, ids, mask), expected.logits, rtol=0, atol=1e-9)
 
 

@@ -12,22 +12,9 @@ from safetensors.torch import load_file
 from errors import UserError
 from models import create_model
 from models.text import text_features
+from tests.conftest import BERT
 from utils.checkpoint import load_state
 from utils.text_encoder import load_text_encoder
-
-BERT = {
-    "vocab_size": 30522,
-    "hidden_size": 24,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 64,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +44,9 @@ def test_old_layout(old_layout):
     encoder = load_text_encoder(str(folder))
     model = create_model("lora", backbone="pvt_demo", bert=encoder.config)
     load_state(model.text_model, encoder.state, "--bert-model")
-    assert all(torch.equal(value, model.text_model.state_dict()[name]) for name, value in text_model.state_dict().items())
+    assert all(
+        torch.equal(value, model.text_model.state_dict()[name]) for name, value in text_model.state_dict().items()
+    )
     assert BertModel.from_pretrained(str(folder)).config.hidden_size == 24  # the library reads that layout as well
 
 
@@ -69,7 +58,9 @@ def test_todays_layout_is_the_real_encoder(minilm):
     load_state(model.text_model, encoder.state, "--bert-model")
     saved = load_file(minilm / "model.safetensors")
     assert torch.equal(model.text_model.pooler.dense.weight, saved["pooler.dense.weight"])
-    assert torch.equal(model.text_model.encoder.layer[5].output.LayerNorm.bias, saved["encoder.layer.5.output.LayerNorm.bias"])
+    assert torch.equal(
+        model.text_model.encoder.layer[5].output.LayerNorm.bias, saved["encoder.layer.5.output.LayerNorm.bias"]
+    )
     ids = torch.tensor([[101, 7592, 102, 0, 0], [101, 7592, 102, 2088, 2088], [101, 2088, 102, 0, 0]])
     mask = torch.tensor([[1, 1, 1, 0, 0]] * 3)
     features = text_features(model.text_model, ids, mask)
@@ -100,7 +91,13 @@ def test_missing_file_is_named(old_layout, name):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("hidden_size", None), ("hidden_size", "24"), ("layer_norm_eps", 1e-5), ("model_type", "gpt2"), ("hidden_act", "x")],
+    [
+        ("hidden_size", None),
+        ("hidden_size", "24"),
+        ("layer_norm_eps", 1e-5),
+        ("model_type", "gpt2"),
+        ("hidden_act", "x"),
+    ],
 )
 def test_unsupported_config_is_named(old_layout, field, value):
     (old_layout[0] / "bert_config.json").write_text(json.dumps(BERT | {field: value}))

@@ -25,9 +25,9 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/baselines.py` finds the project's modules
 
-from datasets.annotations import Sample, read_ser  # noqa: E402
-from datasets.images import read_image  # noqa: E402
-from errors import UserError  # noqa: E402
+from datasets.annotations import Sample, read_ser
+from datasets.images import read_image
+from errors import UserError
 
 SIZE = 64  # pixels; the side that the pictures are resized to
 MODES = ["grey", "colour"]

@@ -1,0 +1,141 @@
+"""A small real sticker set, and running the command line in processes of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models import create_model
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (
+    "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 --num_workers 0 "
+    "--unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug"
+).split()
+
+BERT = {
+    "vocab_size": 30522,
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 64,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+}
+
+
+class Finished(NamedTuple):
+    """What a process printed, and its exit code."""
+
+    code: int
+    output: str
+
+
+def run_process(*command, env=None, timeout=240):
+    """Runs a command from the project's root and returns its output, standard error included."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **(env or {})}
+    finished = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Finished(finished.returncode, finished.stdout)
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Runs `python script arguments`."""
+
+    def run(script, *arguments, **settings):
+        return run_process(sys.executable, script, *arguments, **settings)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_torchrun():
+    """Runs a script in several processes."""
+
+    def run(processes, script, *arguments, **settings):
+        launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}")
+        return run_process(sys.executable, *launcher, script, *arguments, **settings)
+
+    return run
+
+
+def free_port():
+    """A TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def write_sticker_set(root, counts=(24, 6, 7), seed=0):
+    """SER30K's layout with coloured squares: the hue tells the class."""
+    generator = np.random.default_rng(seed)
+    (root / "Annotations").mkdir(parents=True)
+    (root / "Images" / "squares").mkdir(parents=True)
+    number = 0
+    for split, count in zip(("train", "val", "test"), counts, strict=True):
+        entries = []
+        for _ in range(count):
+            label = number % 7
+            pixels = generator.integers(0, 60, (70, 70, 3), dtype=np.uint8)
+            pixels[15:55, 15:55, label % 3] += np.uint8(60 + 20 * label)
+            name = f"{number}.png"
+            Image.fromarray(pixels).save(root / "Images" / "squares" / name)
+            entry = {"topic": "squares", "file_name": name, "text": f"square {label}" if number % 2 else ""}
+            entries.append(entry | {"anno": label + 1, "anno1": label + 1, "anno2": label + 1, "anno3": label + 1})
+            number += 1
+        (root / "Annotations" / f"{split}.json").write_text(json.dumps({"annotations": entries}))
+    return root
+
+
+@pytest.fixture(scope="session")
+def sticker_set(tmp_path_factory):
+    return write_sticker_set(tmp_path_factory.mktemp("stickers") / "SER_Dataset")
+
+
+@pytest.fixture(scope="session")
+def small_bert(tmp_path_factory):
+    """A small BERT with random weights and the real vocabulary, in pytorch-pretrained-bert's layout."""
+    folder = tmp_path_factory.mktemp("bert")
+    torch.manual_seed(0)
+    text_model = create_model("lora", backbone="pvt_demo", bert=BERT).text_model
+    torch.save(text_model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "bert_config.json").write_text(json.dumps(BERT))
+    (folder / "vocab.txt").write_bytes((ROOT / "weights" / "vocab.txt").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, sticker_set, small_bert, run_script):
+    """Output folders of a LORA and a LORA-V run of two epochs."""
+    folders = {}
+    for script, model in (("main.py", "lora"), ("main_V.py", "lora_v")):
+        folder = tmp_path_factory.mktemp(model)
+        arguments = [*SMALL, "--data-path", sticker_set, "--output_dir", folder]
+        if model == "lora":
+            arguments += ["--bert-model", small_bert]
+        finished = run_script(script, *arguments)
+        assert finished.code == 0, finished.output
+        folders[model] = folder
+    return folders

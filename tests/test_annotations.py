@@ -1,0 +1,342 @@
+"""The annotation readers, on real folders in the layouts of the three data sets."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from errors import UserError
+
+
+def entry(topic: str = "cats", file_name: str = "0.png", text: object = "hi", anno: object = 1) -> dict:
+    return {"topic": topic, "file_name": file_name, "text": text, "anno1": 1, "anno2": 2, "anno3": 3, "anno": anno}
+
+
+def add_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (4, 4)).save(path)
+
+
+def write_json(path: Path, content: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def ser(tmp_path) -> Path:
+    """SER_Dataset with three images and a train list of three entries."""
+    root = tmp_path / "data" / "SER_Dataset"
+    for name in ("cats/0.png", "cats/1.png", "dogs/0.png"):
+        add_image(root / "Images" / name)
+    entries = [entry(), entry(file_name="1.png", text="", anno=7), entry(topic="dogs", anno=4)]
+    write_json(root / "Annotations" / "train.json", {"annotations": entries})
+    return root
+
+
+def set_entries(ser: Path, *entries: object) -> Path:
+    return write_json(ser / "Annotations" / "train.json", {"annotations": list(entries)})
+
+
+def test_ser_gives_path_label_from_0_and_text(ser):
+    samples = read_ser(ser, "train")
+    assert samples == [
+        Sample(ser / "Images/cats/0.png", 0, "hi"),
+        Sample(ser / "Images/cats/1.png", 6, ""),
+        Sample(ser / "Images/dogs/0.png", 3, "hi"),
+    ]
+    assert CLASS_NAMES["SER"][samples[1].label] == "neutral"
+
+
+def test_ser_takes_the_folder_above_as_well(ser):
+    assert read_ser(str(ser.parent), "train") == read_ser(ser, "train")
+
+
+def test_image_level_lists_come_first_and_are_not_mixed_with_the_others(ser):
+    write_json(ser / "Annotations" / "val.json", {"annotations": [entry()]})
+    write_json(ser / "Annotations" / "image-level" / "train.json", {"annotations": [entry(anno=5)]})
+    assert [sample.label for sample in read_ser(ser, "train")] == [4]
+    with pytest.raises(UserError, match=r"image-level/val\.json: expected the list of a split"):
+        read_ser(ser, "val")
+
+
+def test_class_names_are_in_label_order():
+    assert CLASS_NAMES["SER"] == ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
+    assert CLASS_NAMES["SER_V"] == CLASS_NAMES["SER"]
+    assert [len(CLASS_NAMES[name]) for name in ("FI", "EmotionROI")] == [8, 6]
+    assert all(list(CLASS_NAMES[name]) == sorted(CLASS_NAMES[name]) for name in ("FI", "EmotionROI"))
+
+
+@pytest.mark.parametrize("anno", [0, 8, -1, 10**30])
+def test_a_label_out_of_range_names_file_entry_and_field(ser, anno):
+    set_entries(ser, entry(), entry(anno=anno))
+    with pytest.raises(UserError, match=r"train\.json: entry 1, field 'anno': expected a label from 1 to 7, found int"):
+        read_ser(ser, "train")
+
+
+@pytest.mark.parametrize(("key", "value"), [("anno", True), ("anno", 2.0), ("anno", "2"), ("anno", None)])
+def test_a_label_of_another_type_is_an_error(ser, key, value):
+    set_entries(ser, entry() | {key: value})
+    with pytest.raises(UserError, match=f"entry 0, field '{key}': expected an integer, found {type(value).__name__}"):
+        read_ser(ser, "train")
+
+
+@pytest.mark.parametrize("key", ["topic", "file_name", "text", "anno"])
+def test_a_missing_field_is_named(ser, key):
+    lacking = entry()
+    del lacking[key]
+    set_entries(ser, entry(), entry(), lacking)
+    with pytest.raises(UserError, match=rf"train\.json: entry 2: expected a field '{key}'"):
+        read_ser(ser, "train")
+
+
+@pytest.mark.parametrize("key", ["topic", "file_name", "text"])
+@pytest.mark.parametrize("value", [3, None, ["a"]])
+def test_a_field_that_is_no_text_is_named(ser, key, value):
+    set_entries(ser, entry() | {key: value})
+    with pytest.raises(UserError, match=f"entry 0, field '{key}': expected a text"):
+        read_ser(ser, "train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "expected JSON, found .* line 1, column 2"),
+        (b"", "expected JSON"),
+        (b'{"annotations": [\xff]}', "expected UTF-8, found byte 0xff at 17"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"annotations": [' + b"1" * 5000 + b"]}", "expected JSON, found Exceeds the limit"),
+        (b"[]", "the file: expected an object, found list"),
+        (b"{}", "the file: expected a field 'annotations'"),
+        (b'{"annotations": {}}', "field 'annotations': expected a list"),
+        (b'{"annotations": []}', "expected at least one image, found an empty split"),
+        (b'{"annotations": [7]}', "entry 0: expected an object, found int 7"),
+    ],
+)
+def test_a_list_of_another_form_is_an_error(ser, content, message):
+    (ser / "Annotations" / "train.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"train\.json: .*{message}"):
+        read_ser(ser, "train")
+
+
+def test_a_byte_order_mark_is_no_mistake(ser):
+    path = ser / "Annotations" / "train.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(read_ser(ser, "train")) == 3
+
+
+def test_missing_root_split_and_list_are_errors(ser, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: expected SER_Dataset .* found no such folder: .*--data-path"):
+        read_ser(tmp_path / "nowhere", "train")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="bare: expected SER_Dataset with its folder Annotations"):
+        read_ser(tmp_path / "bare", "train")
+    with pytest.raises(UserError, match=r"test\.json: .* No such file"):
+        read_ser(ser, "test")
+    with pytest.raises(UserError, match="SER30K's splits train, val, test, found 'dev'"):
+        read_ser(ser, "dev")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file_name": "../../../secret.png"},
+        {"topic": ".."},
+        {"topic": "/etc", "file_name": "passwd"},
+        {"file_name": "/etc/passwd"},
+        {"file_name": "a\0b"},
+        {"file_name": "\ud800"},
+        {"file_name": "x" * 5000},
+        {"file_name": "a/" * 100_000},
+        {"file_name": ""},
+        {"topic": ""},
+    ],
+)
+def test_a_name_that_no_file_in_the_root_can_have_is_refused(ser, change):
+    add_image(ser.parent.parent / "secret.png")
+    set_entries(ser, entry(), entry() | change)
+    with pytest.raises(UserError, match=r"train\.json: .*entry 1.* (correct|take) the entry|name a file") as caught:
+        read_ser(ser, "train")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_links_out_of_the_root_are_refused_and_links_inside_are_not(ser, tmp_path):
+    add_image(tmp_path / "elsewhere" / "0.png")
+    (ser / "Images/cats/link.png").symlink_to(tmp_path / "elsewhere/0.png")
+    (ser / "Images/out").symlink_to(tmp_path / "elsewhere")
+    (ser / "Images/cats/in.png").symlink_to(ser / "Images/dogs/0.png")
+    for change in ({"file_name": "link.png"}, {"topic": "out"}):
+        set_entries(ser, entry(), entry() | change)
+        with pytest.raises(UserError, match="entry 1 to name a file in the data set's folder, found a link"):
+            read_ser(ser, "train")
+    set_entries(ser, entry(file_name="in.png"))
+    (tmp_path / "linked").symlink_to(ser)
+    assert read_ser(tmp_path / "linked", "train")[0].path == tmp_path / "linked/Images/cats/in.png"
+
+
+def test_missing_images_are_counted_and_the_first_is_named(ser):
+    (ser / "Images/cats/pipe.png").mkdir()
+    names = ["0.png", "gone.png", "pipe.png", "0.png", "far/away.png"]
+    set_entries(ser, *(entry(file_name=name) for name in names))
+    with pytest.raises(UserError, match=r"each of 5 entries, found 3 missing, the first .* entry 1, .*cats/gone\.png"):
+        read_ser(ser, "train")
+
+
+def test_a_list_that_is_a_pipe_does_not_hang(ser):
+    path = ser / "Annotations" / "val.json"
+    os.mkfifo(path)
+    errors = []
+
+    def read():
+        try:
+            read_ser(ser, "val")
+        except UserError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+    assert "a pipe or a device" in errors[0]
+
+
+@pytest.fixture
+def fi(tmp_path) -> Path:
+    """FI's train folders, one image each, hidden files between them."""
+    root = tmp_path / "FI"
+    for name in CLASS_NAMES["FI"]:
+        add_image(root / "train" / name.capitalize() / f"{name}.jpg")
+    (root / "train" / "Awe" / ".DS_Store").touch()
+    return root
+
+
+def test_fi_reads_class_folders_where_there_is_no_list(fi):
+    samples = read_fi(fi, "train")
+    assert [sample.label for sample in samples] == list(range(8))
+    assert samples[2] == Sample(fi / "train/Awe/awe.jpg", 2, "")
+
+
+def test_fi_prefers_its_list(fi):
+    write_json(fi / "train.json", [["Fear/fear.jpg", 6], ["Awe/awe.jpg", 2]])
+    assert read_fi(fi, "train") == [Sample(fi / "train/Fear/fear.jpg", 6, ""), Sample(fi / "train/Awe/awe.jpg", 2, "")]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([["Awe/awe.jpg", 8]], "entry 0, field 1: expected a label from 0 to 7"),
+        ([["Awe/awe.jpg", True]], "entry 0, field 1: expected an integer, found bool"),
+        ([[2, "Awe/awe.jpg"]], "entry 0, field 0: expected a text"),
+        ([["Awe/awe.jpg"]], "entry 0: expected a path and a class id, found 1 values"),
+        (["Awe/awe.jpg"], "entry 0: expected a list"),
+        ([["../train.json", 0]], "entry 0 to name a file in the data set's folder"),
+        ([["Awe/gone.jpg", 2]], "1 missing"),
+        ([["", 2]], "1 missing"),
+        ({}, "the file: expected a list"),
+        ([], "an empty split"),
+    ],
+)
+def test_mistakes_in_a_list_of_fi(fi, entries, message):
+    write_json(fi / "train.json", entries)
+    with pytest.raises(UserError, match=rf"train\.json: .*{message}"):
+        read_fi(fi, "train")
+
+
+def test_class_folders_must_be_those_of_the_data_set(fi):
+    (fi / "train" / "Joy").mkdir()
+    with pytest.raises(UserError, match=r"expected the class folders .* found Joy as well"):
+        read_fi(fi, "train")
+    (fi / "train" / "Joy").rmdir()
+    (fi / "train" / "Awe").rename(fi / "Awe")
+    with pytest.raises(UserError, match="found no awe"):
+        read_fi(fi, "train")
+
+
+def test_fi_and_emotion_roi_have_no_val(fi):
+    with pytest.raises(UserError, match="FI's splits train, test, found 'val'"):
+        read_fi(fi, "val")
+    with pytest.raises(UserError, match="EmotionROI's splits train, test, found 'val'"):
+        read_emotion_roi(fi, "val")
+
+
+def test_missing_fi_and_emotion_roi_folders_are_errors(fi, tmp_path):
+    with pytest.raises(UserError, match="test: expected the class folders of test, or the list"):
+        read_fi(fi, "test")
+    for read in (read_fi, read_emotion_roi):
+        with pytest.raises(UserError, match=r"nowhere: .*no such folder"):
+            read(tmp_path / "nowhere", "train")
+
+
+@pytest.fixture
+def roi(tmp_path) -> Path:
+    """EmotionROI with its official split and no lists."""
+    root = tmp_path / "EmotionROI"
+    for name in ("joy/1.jpg", "fear/2.jpg"):
+        add_image(root / "images" / name)
+    (root / "training_testing_split").mkdir()
+    (root / "training_testing_split" / "training.txt").write_bytes(b"joy/1.jpg\r\n\r\nfear/2.jpg\r\n")
+    return root
+
+
+def test_emotion_roi_reads_the_official_split(roi):
+    expected = [Sample(roi / "images/joy/1.jpg", 3, ""), Sample(roi / "images/fear/2.jpg", 2, "")]
+    assert read_emotion_roi(roi, "train") == expected
+    with pytest.raises(UserError, match=r"testing\.txt: .* No such file"):
+        read_emotion_roi(roi, "test")
+
+
+def test_emotion_roi_prefers_its_list(roi):
+    write_json(roi / "train.json", [[2, "images/fear/2.jpg"]])
+    assert read_emotion_roi(roi, "train") == [Sample(roi / "images/fear/2.jpg", 2, "")]
+    write_json(roi / "train.json", [["images/fear/2.jpg", 2]])
+    with pytest.raises(UserError, match="entry 0, field 1: expected a text"):
+        read_emotion_roi(roi, "train")
+
+
+@pytest.mark.parametrize("line", ["calm/3.jpg", "joy", "/etc/passwd", "joy/../../x"])
+def test_a_line_without_a_class_or_out_of_the_root_is_named(roi, line):
+    path = roi / "training_testing_split" / "training.txt"
+    path.write_text(f"joy/1.jpg\n\n{line}\n")
+    with pytest.raises(UserError, match=r"training\.txt: .*line 3"):
+        read_emotion_roi(roi, "train")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+names = st.sampled_from(["cats", "0.png", "..", ".", "/", "\0", "\ud800", "", "0.png/x"]) | st.text(max_size=4)
+labels = st.integers(-1, 9)
+hostile_entries = json_values | st.fixed_dictionaries(
+    {"topic": names | json_values, "file_name": names | json_values},
+    optional={"text": st.text(max_size=4) | json_values, "anno": labels | json_values},
+)
+hostile_lists = st.binary(max_size=40) | st.one_of(
+    json_values,
+    st.fixed_dictionaries({"annotations": st.lists(hostile_entries, max_size=3)}),
+    st.lists(st.tuples(names, labels), max_size=3),
+).map(lambda value: json.dumps(value).encode())
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=hostile_lists)
+def test_any_list_gives_samples_inside_the_root_or_a_user_error(ser, content):
+    (ser / "Annotations" / "train.json").write_bytes(content)
+    (ser / "train.json").write_bytes(content)
+    (ser / "train").mkdir(exist_ok=True)
+    for read in (read_ser, read_fi, read_emotion_roi):
+        samples, message = [], ""
+        try:
+            samples = read(ser, "train")
+        except UserError as error:
+            message = str(error)
+        assert message.isprintable()
+        assert all(sample.path.resolve().is_relative_to(ser.resolve()) for sample in samples)

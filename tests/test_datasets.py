@@ -1,0 +1,219 @@
+"""Data set, transforms and loader, on a small SER30K made of real files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+import datasets
+from datasets import EvalBatchSampler, Sample, StickerDataset, batches, build_dataset, build_loader, build_transform
+from datasets.files import printable
+from errors import UserError
+
+VOCABULARY = Path(__file__).parent.parent / "weights" / "vocab.txt"
+TEXTS = ["hello world", "", "hello world", "a ||| b", "", "hello world", "a"]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> datasets.Tokenizer:
+    return datasets.Tokenizer(VOCABULARY)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Seven stickers of 40 x 40 px, one of each class."""
+    root = tmp_path_factory.mktemp("data") / "SER_Dataset"
+    (root / "Images" / "cats").mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for number in range(7):
+        image = Image.fromarray(random.randint(0, 256, (40, 40, 3), dtype=np.uint8))
+        image.save(root / "Images" / "cats" / f"{number}.png")
+    entries = [
+        {"topic": "cats", "file_name": f"{number}.png", "text": text, "anno": number + 1}
+        for number, text in enumerate(TEXTS)
+    ]
+    (root / "Annotations").mkdir()
+    for split in ("train", "test"):
+        (root / "Annotations" / f"{split}.json").write_text(json.dumps({"annotations": entries}))
+    return root
+
+
+@pytest.fixture
+def evaluation() -> datasets.loading.Transform:
+    return build_transform(False, input_size=32)
+
+
+def test_an_item_of_ser_has_image_label_index_and_words(root, tokenizer, evaluation):
+    dataset = build_dataset("SER", root, "test", transform=evaluation, tokenizer=tokenizer)
+    assert len(dataset) == 7
+    assert dataset.labels == list(range(7))
+    assert dataset.class_names == datasets.CLASS_NAMES["SER"]
+    assert dataset.samples[3] == Sample(root / "Images/cats/3.png", 3, "a ||| b")
+    for index, text in enumerate(TEXTS):
+        item = dataset[index]
+        assert item["image"].shape == (3, 32, 32)
+        assert (item["label"], item["index"]) == (index, index)
+        ids, mask = tokenizer.encode(text)
+        assert item["word_ids"].equal(ids)
+        assert item["word_mask"].equal(mask)
+
+
+def test_each_distinct_text_is_kept_once(root, tokenizer, evaluation):
+    dataset = build_dataset("SER", root, "test", transform=evaluation, tokenizer=tokenizer)
+    assert dataset.words.shape == (4, 2, 30)
+
+
+def test_ser_v_has_no_words(root, tokenizer, evaluation):
+    for given in (None, tokenizer):
+        dataset = build_dataset("SER_V", root, "train", transform=evaluation, tokenizer=given)
+        assert set(dataset[0]) == {"image", "label", "index"}
+
+
+def test_an_unknown_data_set_is_an_error(root, evaluation):
+    with pytest.raises(UserError, match="expected one of SER, SER_V, FI, EmotionROI, found 'MNIST'"):
+        build_dataset("MNIST", root, "train", transform=evaluation)
+
+
+def test_evaluation_resizes_the_short_side_and_crops_the_centre():
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (50, 90, 3), dtype=np.uint8))
+    resized = image.resize((131, 73), Image.Resampling.BICUBIC)  # int(256 / 224 * 64) = 73, and 90 * 73 / 50
+    left, top = round((131 - 64) / 2), round((73 - 64) / 2)
+    pixels = np.asarray(resized.crop((left, top, left + 64, top + 64)), dtype=np.float32) / 255
+    expected = torch.tensor((pixels - np.float32(MEAN)) / np.float32(STD)).permute(2, 0, 1)
+    torch.testing.assert_close(build_transform(False, input_size=64)(image), expected)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (64, 64)])
+@pytest.mark.parametrize("image_size", [(30, 200), (200, 30), (128, 128)])
+@pytest.mark.parametrize("is_train", [False, True])
+def test_other_sides_are_filled_by_the_image(size, image_size, is_train):
+    white = Image.new("RGB", image_size, "white")
+    image = build_transform(is_train, input_size=size, auto_augment=None, color_jitter=None)(white)
+    assert image.shape == (3, *size)
+    torch.testing.assert_close(image, ((1 - torch.tensor(MEAN)) / torch.tensor(STD))[:, None, None].expand(3, *size))
+
+
+def test_training_is_timms_transform_as_published():
+    steps = build_transform(True, input_size=448).transforms
+    crop, flip, augment, _, normalise = steps
+    assert (crop.size, crop.scale) == ((448, 448), (0.08, 1.0))
+    assert crop.interpolation == transforms.InterpolationMode.BICUBIC
+    assert flip.p == 0.5
+    assert type(augment).__name__ == "RandAugment"
+    assert augment.ops[0].magnitude == 9
+    assert augment.ops[0].magnitude_std == 0.5
+    assert (tuple(normalise.mean.tolist()), tuple(normalise.std.tolist())) == pytest.approx((MEAN, STD))
+
+
+def test_colour_jitter_and_erasing_where_asked_for():
+    steps = build_transform(True, input_size=64, auto_augment=None, color_jitter=0.1, reprob=0.3).transforms
+    assert [type(step).__name__ for step in steps[2:]] == ["ColorJitter", "MaybeToTensor", "Normalize", "RandomErasing"]
+
+
+@pytest.mark.parametrize("options", [{"auto_augment": "foo"}, {"interpolation": "foo"}, {"reprob": 1, "remode": "foo"}])
+def test_an_augmentation_that_timm_does_not_know_is_an_error(options):
+    with pytest.raises(UserError, match="foo"):
+        build_transform(True, input_size=64, **options)
+
+
+def test_an_image_too_elongated_to_resize_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "line.png"
+    Image.new("L", (1, 60_000)).save(path)
+    dataset = StickerDataset([Sample(path, 0, "")], build_transform(False, input_size=448))
+    with pytest.raises(UserError, match=r"line\.png: expected a picture of usual proportions, found 1 x 60000"):
+        dataset[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_gives_batches_of_tensors(root, tokenizer, evaluation, num_workers):
+    dataset = build_dataset("SER", root, "test", transform=evaluation, tokenizer=tokenizer)
+    sampler = EvalBatchSampler(7, 3, 1, 0)
+    loader = build_loader(
+        dataset, batch_sampler=sampler, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0
+    )
+    for _ in range(2):  # the workers stay
+        read = list(batches(loader))
+        assert [batch["index"].tolist() for batch in read] == [[0, 1, 2], [3, 4, 5], [6]]
+        assert read[0]["image"].shape == (3, 3, 32, 32)
+        assert read[0]["word_ids"].shape == read[0]["word_mask"].shape == (3, 30)
+        assert read[1]["label"].tolist() == [3, 4, 5]
+        assert read[1]["image"][0].equal(dataset[3]["image"])
+
+
+def test_an_incomplete_batch_is_dropped_where_asked(root, evaluation):
+    dataset = build_dataset("SER_V", root, "train", transform=evaluation)
+    sizes = {}
+    for drop_last in (True, False):
+        loader = build_loader(
+            dataset,
+            sampler=range(6, -1, -1),
+            batch_size=3,
+            drop_last=drop_last,
+            num_workers=0,
+            pin_memory=False,
+            seed=0,
+        )
+        sizes[drop_last] = [batch["index"].tolist() for batch in batches(loader)]
+    assert sizes == {True: [[6, 5, 4], [3, 2, 1]], False: [[6, 5, 4], [3, 2, 1], [0]]}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_broken_image_arrives_as_the_same_one_line_error(root, tmp_path, evaluation, num_workers):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes((root / "Images/cats/0.png").read_bytes()[:200])
+    samples = [Sample(root / "Images/cats/0.png", 0, ""), Sample(broken, 1, ""), Sample(tmp_path / "no.png", 2, "")]
+    dataset = StickerDataset(samples, evaluation)
+    with pytest.raises(UserError) as direct:
+        dataset[1]
+    loader = build_loader(dataset, batch_size=1, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0)
+    read = batches(loader)
+    assert next(read)["index"].tolist() == [0]
+    with pytest.raises(UserError) as caught:
+        next(read)
+    assert str(caught.value) == str(direct.value)
+    assert str(caught.value).startswith(f"{printable(broken)}: expected an image")
+    assert "\n" not in str(caught.value)
+    assert type(caught.value) is UserError
+
+
+class Draws(torch.utils.data.Dataset):
+    """What the generators of a worker draw, and how many threads it has."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict:
+        import random
+
+        drawn = [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: NPY002 (timm's generator)
+        return {"drawn": torch.tensor(drawn, dtype=torch.float64), "threads": torch.get_num_threads()}
+
+
+def test_the_workers_generators_follow_from_the_seed():
+    def draw(seed: int) -> torch.Tensor:
+        loader = build_loader(Draws(), batch_size=1, drop_last=False, num_workers=2, pin_memory=False, seed=seed)
+        read = list(batches(loader))
+        assert all(batch["threads"].item() == 1 for batch in read)
+        return torch.cat([batch["drawn"] for batch in read])
+
+    first = draw(0)
+    assert first.equal(draw(0))
+    assert not (first == draw(1)).any()
+    assert len(first.unique()) == 12
+
+
+def test_training_batches_follow_from_the_seed(root):
+    transform = build_transform(True, input_size=32)
+    dataset = build_dataset("SER_V", root, "train", transform=transform)
+
+    def images(seed: int) -> torch.Tensor:
+        loader = build_loader(dataset, batch_size=7, drop_last=True, num_workers=1, pin_memory=False, seed=seed)
+        return next(batches(loader))["image"]
+
+    assert images(3).equal(images(3))
+    assert not images(3).equal(images(4))

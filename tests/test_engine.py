@@ -1,0 +1,87 @@
+"""The loop's own promises: every step counts, precision paths agree, predictions are merged in order."""
+
+import pytest
+import torch
+from torch import nn
+
+from engine import Predictions, evaluate, merge_predictions, train_one_epoch
+from errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def make_batches(count=4, size=6):
+    generator = torch.Generator().manual_seed(0)
+    for number in range(count):
+        images = torch.randn(size, 3, 4, 4, generator=generator)
+        labels = torch.randint(3, (size,), generator=generator)
+        yield {"image": images, "label": labels, "index": torch.arange(number * size, (number + 1) * size)}
+
+
+def make_model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+
+
+def train(model, batches, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return train_one_epoch(model, nn.CrossEntropyLoss(), batches, optimizer, device=CPU, scaler=scaler, **settings)
+
+
+def test_an_epoch_is_plain_gradient_descent():
+    model, expected = make_model(), make_model()
+    mean = train(model, make_batches())
+    losses = []
+    for batch in make_batches():
+        loss = nn.functional.cross_entropy(expected(batch["image"]), batch["label"])
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, list(expected.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(expected.parameters(), gradients, strict=True):
+                parameter -= 0.1 * gradient
+    assert mean == pytest.approx(sum(losses) / 4)
+    for parameter, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other)
+
+
+def test_clipping_bounds_the_step():
+    model = make_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    train(model, make_batches(count=1), clip_grad=1e-3)
+    change = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
+    assert change.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_mixed_precision_keeps_weights_and_loss_in_float32():
+    model = make_model()
+    full = train(make_model(), make_batches())
+    assert train(model, make_batches(), amp_dtype=torch.bfloat16) == pytest.approx(full, rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def test_loss_that_is_not_finite_names_step_and_samples():
+    batches = list(make_batches())
+    batches[2]["image"][0, 0, 0, 0] = torch.inf
+    names = [f"sticker{number}.png" for number in range(24)]
+    with pytest.raises(UserError, match=r"step 2 .*(nan|inf).*sticker12\.png.*sticker17\.png"):
+        train(make_model(), batches, sample_names=names)
+
+
+def test_evaluation_is_in_evaluation_mode_and_takes_no_batches():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(48, 3))
+    first, second = (evaluate(model, make_batches(), device=CPU, num_classes=3) for _ in range(2))
+    assert torch.equal(first.logits, second.logits)
+    assert first.indices.tolist() == list(range(24))
+    assert evaluate(model, [], device=CPU, num_classes=3).logits.shape == (0, 3)
+
+
+def test_predictions_of_processes_are_merged_in_sample_order():
+    parts = [
+        Predictions(torch.tensor([0, 1, 4]), torch.tensor([5, 6, 9]), torch.tensor([[0.0], [1.0], [4.0]])),
+        Predictions(torch.tensor([2, 3]), torch.tensor([7, 8]), torch.tensor([[2.0], [3.0]])),
+    ]
+    merged = merge_predictions(parts)
+    assert merged.indices.tolist() == [0, 1, 2, 3, 4]
+    assert merged.labels.tolist() == [5, 6, 7, 8, 9]
+    assert merged.logits.flatten().tolist() == [0, 1, 2, 3, 4]
