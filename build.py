@@ -103,7 +103,7 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
     data = {}
     for split in splits:
         transform = datasets.build_transform(
-            split == "train",
+            split == "train" and not options.no_aug,
             input_size=options.input_size,
             color_jitter=options.color_jitter,
             auto_augment=None if options.aa == "none" else options.aa,
@@ -237,9 +237,7 @@ def build_scheduler(options: argparse.Namespace, optimizer: torch.optim.Optimize
     if noise:
         noise = [share * options.epochs for share in noise]
         noise = noise[0] if len(noise) == 1 else noise
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=options.sched,
+    settings = dict(
         num_epochs=options.epochs,
         decay_epochs=options.decay_epochs,
         cooldown_epochs=options.cooldown_epochs,
@@ -253,6 +251,12 @@ def build_scheduler(options: argparse.Namespace, optimizer: torch.optim.Optimize
         noise_std=options.lr_noise_std,
         noise_seed=options.seed,
     )
+    try:
+        scheduler, _ = create_scheduler_v2(optimizer, sched=options.sched, **settings)
+    except ValueError as error:
+        raise UserError(f"--sched {options.sched}: {error}") from error
+    if scheduler is None:
+        raise UserError("--sched none: expected a schedule; use constant")
     return scheduler
 
 

@@ -215,6 +215,7 @@ def add_augmentation(parser: Parser) -> None:
     group.add_argument(
         "--color-jitter", type=non_negative, default=0.1, metavar="F", help="no effect where --aa names a policy"
     )
+    group.add_argument("--no-aug", action="store_true", help="train on the images as they are evaluated")
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's auto-augment, or none")
     group.add_argument("--smoothing", type=rate, default=0.2, help="label smoothing")
     group.add_argument("--train-interpolation", default="bicubic", help="bicubic, bilinear or random")

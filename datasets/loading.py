@@ -141,7 +141,9 @@ def batches(loader: Iterable[Item | UserError]) -> Iterator[Item]:
     """
     for batch in loader:
         if isinstance(batch, UserError):
-            raise batch
+            # A new one: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long, to
+            # the garbage collector.
+            raise UserError(str(batch))
         yield batch
 
 

@@ -167,6 +167,12 @@ def test_a_name_that_no_file_in_the_root_can_have_is_refused(ser, change):
     assert len(str(caught.value)) < 500
 
 
+def test_an_absolute_path_is_refused_even_into_the_root(ser):
+    set_entries(ser, entry(file_name=str(ser / "Images/cats/0.png")))
+    with pytest.raises(UserError, match="entry 0 to name a file in the data set's folder, found a path out of it"):
+        read_ser(ser, "train")
+
+
 def test_links_out_of_the_root_are_refused_and_links_inside_are_not(ser, tmp_path):
     add_image(tmp_path / "elsewhere" / "0.png")
     (ser / "Images/cats/link.png").symlink_to(tmp_path / "elsewhere/0.png")

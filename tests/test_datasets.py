@@ -1,6 +1,11 @@
 """Data set, transforms and loader, on a small SER30K made of real files."""
 
+import contextlib
+import gc
 import json
+import os
+import random
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,6 @@ from torchvision import transforms
 
 import datasets
 from datasets import EvalBatchSampler, Sample, StickerDataset, batches, build_dataset, build_loader, build_transform
-from datasets.files import printable
 from errors import UserError
 
 VOCABULARY = Path(__file__).parent.parent / "weights" / "vocab.txt"
@@ -29,9 +33,9 @@ def root(tmp_path_factory) -> Path:
     """Seven stickers of 40 x 40 px, one of each class."""
     root = tmp_path_factory.mktemp("data") / "SER_Dataset"
     (root / "Images" / "cats").mkdir(parents=True)
-    random = np.random.RandomState(0)
+    noise = np.random.RandomState(0)
     for number in range(7):
-        image = Image.fromarray(random.randint(0, 256, (40, 40, 3), dtype=np.uint8))
+        image = Image.fromarray(noise.randint(0, 256, (40, 40, 3), dtype=np.uint8))
         image.save(root / "Images" / "cats" / f"{number}.png")
     entries = [
         {"topic": "cats", "file_name": f"{number}.png", "text": text, "anno": number + 1}
@@ -107,7 +111,8 @@ def test_training_is_timms_transform_as_published():
     assert type(augment).__name__ == "RandAugment"
     assert augment.ops[0].magnitude == 9
     assert augment.ops[0].magnitude_std == 0.5
-    assert (tuple(normalise.mean.tolist()), tuple(normalise.std.tolist())) == pytest.approx((MEAN, STD))
+    assert normalise.mean.tolist() == pytest.approx(MEAN)
+    assert normalise.std.tolist() == pytest.approx(STD)
 
 
 def test_colour_jitter_and_erasing_where_asked_for():
@@ -136,7 +141,7 @@ def test_a_loader_gives_batches_of_tensors(root, tokenizer, evaluation, num_work
     loader = build_loader(
         dataset, batch_sampler=sampler, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0
     )
-    for _ in range(2):  # the workers stay
+    for _ in range(2):
         read = list(batches(loader))
         assert [batch["index"].tolist() for batch in read] == [[0, 1, 2], [3, 4, 5], [6]]
         assert read[0]["image"].shape == (3, 3, 32, 32)
@@ -162,23 +167,45 @@ def test_an_incomplete_batch_is_dropped_where_asked(root, evaluation):
     assert sizes == {True: [[6, 5, 4], [3, 2, 1]], False: [[6, 5, 4], [3, 2, 1], [0]]}
 
 
+def read_all(dataset: StickerDataset, num_workers: int) -> tuple[list[list[int]], UserError | None]:
+    """The indices of the batches read, and the error that ended them, without its frames, which keep the workers."""
+    indices = []
+    loader = build_loader(dataset, batch_size=1, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0)
+    try:
+        for batch in batches(loader):
+            indices.append(batch["index"].tolist())
+    except UserError as error:
+        return indices, error.with_traceback(None)
+    return indices, None
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_broken_image_arrives_as_the_same_one_line_error(root, tmp_path, evaluation, num_workers):
     broken = tmp_path / "broken.png"
     broken.write_bytes((root / "Images/cats/0.png").read_bytes()[:200])
     samples = [Sample(root / "Images/cats/0.png", 0, ""), Sample(broken, 1, ""), Sample(tmp_path / "no.png", 2, "")]
     dataset = StickerDataset(samples, evaluation)
-    with pytest.raises(UserError) as direct:
+    with pytest.raises(UserError, match=r"broken\.png: expected an image that Pillow reads") as direct:
         dataset[1]
-    loader = build_loader(dataset, batch_size=1, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0)
-    read = batches(loader)
-    assert next(read)["index"].tolist() == [0]
-    with pytest.raises(UserError) as caught:
-        next(read)
-    assert str(caught.value) == str(direct.value)
-    assert str(caught.value).startswith(f"{printable(broken)}: expected an image")
-    assert "\n" not in str(caught.value)
-    assert type(caught.value) is UserError
+    indices, error = read_all(dataset, num_workers)
+    assert indices == [[0]]
+    assert type(error) is UserError
+    assert str(error) == str(direct.value)
+    assert str(error).isprintable()
+
+
+def test_the_workers_end_at_once_after_an_error(tmp_path, evaluation):
+    def read() -> None:
+        loader = build_loader(dataset, batch_size=1, drop_last=False, num_workers=2, pin_memory=False, seed=0)
+        with contextlib.suppress(UserError):
+            list(batches(loader))
+
+    dataset = StickerDataset([Sample(tmp_path / f"{n}.png", 0, "") for n in range(8)], evaluation)
+    gc.collect()
+    start = time.monotonic()
+    read()
+    gc.collect()
+    assert time.monotonic() - start < 4
 
 
 class Draws(torch.utils.data.Dataset):
@@ -188,10 +215,12 @@ class Draws(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, index: int) -> dict:
-        import random
-
         drawn = [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: NPY002 (timm's generator)
-        return {"drawn": torch.tensor(drawn, dtype=torch.float64), "threads": torch.get_num_threads()}
+        return {
+            "drawn": torch.tensor(drawn, dtype=torch.float64),
+            "threads": torch.get_num_threads(),
+            "pid": os.getpid(),
+        }
 
 
 def test_the_workers_generators_follow_from_the_seed():
@@ -205,6 +234,13 @@ def test_the_workers_generators_follow_from_the_seed():
     assert first.equal(draw(0))
     assert not (first == draw(1)).any()
     assert len(first.unique()) == 12
+
+
+def test_the_workers_stay_from_one_epoch_to_the_next():
+    loader = build_loader(Draws(), batch_size=1, drop_last=False, num_workers=2, pin_memory=False, seed=0)
+    first, second = ({batch["pid"].item() for batch in batches(loader)} for _ in range(2))
+    assert first == second
+    assert len(first) == 2
 
 
 def test_training_batches_follow_from_the_seed(root):

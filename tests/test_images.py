@@ -72,10 +72,13 @@ def test_the_same_grey_picture_gives_the_same_pixels_in_every_mode(tmp_path, mod
     assert (pixels(path) == GREY[..., None]).all()
 
 
-@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
-def test_other_colour_spaces_are_converted(tmp_path, mode):
+@pytest.mark.parametrize(("mode", "suffix"), [("YCbCr", "im"), ("CMYK", "im"), ("CMYK", "tiff"), ("LAB", "tiff")])
+def test_other_colour_spaces_are_converted(tmp_path, mode, suffix):
     image = Image.fromarray(np.full((4, 4, 3), (200, 60, 90), dtype=np.uint8)).convert("RGB").convert(mode)
-    read = pixels(save(image, tmp_path / "image.tiff")).astype(int)
+    path = save(image, tmp_path / f"image.{suffix}")
+    with Image.open(path) as stored:
+        assert stored.mode == mode
+    read = pixels(path).astype(int)
     assert abs(read - (200, 60, 90)).max() <= 3
 
 
@@ -195,6 +198,7 @@ def test_the_content_counts_and_not_the_suffix(tmp_path):
     assert (pixels(path) == GREY[..., None]).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow on a cut TIFF, before it gives up
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tiff", "bmp"])
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path, suffix):
     path = save(Image.fromarray(COLOURS), tmp_path / f"image.{suffix}")

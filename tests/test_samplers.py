@@ -41,9 +41,9 @@ def test_less_than_a_batch_falls_back_and_says_so_on_one_line(samples, processes
     orders = []
     for rank in range(processes):
         sampler = build(samples, num_replicas=processes, rank=rank, batch_size=batch_size, say=said.append)
-        orders.append(list(sampler))
-        assert len(orders[-1]) == samples // processes >= batch_size
-    assert len(set(sum(orders, []))) == samples // processes * processes
+        orders.append(set(sampler))
+        assert len(sampler) == len(orders[-1]) == samples // processes >= batch_size
+    assert len(set.union(*orders)) == samples // processes * processes
     assert len(said) == processes
     for number in (f"of {samples} samples", f"{processes} processes {repeated},", f"--batch-size {batch_size};"):
         assert number in said[0]
@@ -94,7 +94,7 @@ def test_evaluation_batches_do_not_depend_on_the_number_of_processes(processes, 
     assert [len(share) for share in shares] == [len(share) for share in dealt]
     assert [dealt[j % processes][j // processes] for j in range(len(alone))] == alone
     assert sorted(index for share in dealt for batch in share for index in batch) == list(range(samples))
-    assert sum(alone, []) == list(range(samples))
+    assert [index for batch in alone for index in batch] == list(range(samples))
 
 
 @pytest.mark.parametrize("wrong", [(-1, 4, 1, 0), (4, 0, 1, 0), (4, 1, 2, 2), (4, 1, 2, -1)])
