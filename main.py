@@ -42,7 +42,7 @@ from engine import evaluate, merge_predictions, train_one_epoch
 from errors import UserError
 from options import parse_options
 from utils.checkpoint import load_state, read_checkpoint, write_checkpoint
-from utils.distributed import Processes, failing_together, gather, start_processes, stop_processes
+from utils.distributed import Processes, failing_together, gather, peer_has_ended, start_processes, stop_processes
 from utils.logging import append_json_line, describe_run, make_writable_folder, print0, progress, set_aside, write_json
 from utils.metrics import compute_metrics, format_metrics
 
@@ -57,6 +57,13 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
         one_line = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: error: {one_line}", file=sys.stderr, flush=True)
         return 2
+    except RuntimeError as error:
+        if not peer_has_ended(error):
+            raise
+        print(
+            f"{Path(sys.argv[0]).name}: stopped, as another process has ended; it says why", file=sys.stderr, flush=True
+        )
+        return 1
     finally:
         stop_processes()
     return 0

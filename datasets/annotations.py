@@ -39,7 +39,8 @@ def read_ser(root: str | Path, split: str) -> list[Sample]:
 
     Args:
         root: the folder `SER_Dataset`, or the folder that it stands in. The lists of `Annotations/image-level` come
-            before those of `Annotations`; the two are never mixed, as their splits may overlap.
+            before those of `Annotations`; the two are never mixed, as their splits may overlap. `Images` may be a
+            link to another disk; nothing below it may lead out of it.
 
     Raises:
         UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
@@ -49,7 +50,7 @@ def read_ser(root: str | Path, split: str) -> list[Sample]:
     source = _ser_lists(root) / f"{split}.json"
     content = check_type(read_json(source), dict, source, "the file")
     entries = field(content, "annotations", list, source, "the file")
-    return _samples(source, root, _ser_entries(source, entries))
+    return _samples(source, root / "Images", _ser_entries(source, entries))
 
 
 def read_fi(root: str | Path, split: str) -> list[Sample]:
@@ -120,7 +121,7 @@ def _ser_entries(source: Path, entries: list) -> Iterator[Entry]:
             if not entry[key]:
                 raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
         label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
-        yield Entry(where, ("Images", topic, file_name), label, text)
+        yield Entry(where, (topic, file_name), label, text)
 
 
 def _listed(source: Path, names: tuple[str, ...], *, path_at: int, below: str) -> Iterator[Entry]:

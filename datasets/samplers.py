@@ -33,16 +33,14 @@ def build_train_sampler(
         seed: of the order without repeated augmentation; with it, the order depends on the epoch alone.
 
     Raises:
-        UserError: there is less than one batch a process.
+        UserError: less than one batch a process.
     """
     samples = range(dataset if isinstance(dataset, int) else len(dataset))
     repeated, once = len(samples) // ROUND * ROUND // num_replicas, len(samples) // num_replicas
     if once < batch_size:
         remedy = f"lower --batch-size to {once} or less" if once else f"start at most {len(samples)} processes"
-        raise UserError(
-            f"--batch-size {batch_size}: expected at least a batch of training samples for each process, found "
-            f"{len(samples):,} samples for {num_replicas} processes: {remedy}"
-        )
+        found = f"{len(samples):,} samples for {num_replicas} processes"
+        raise UserError(f"--batch-size {batch_size}: expected at least a batch a process, found {found}: {remedy}")
     if repeated_aug and repeated >= batch_size:
         return RepeatAugSampler(samples, num_replicas, rank, num_repeats=REPEATS, selected_round=ROUND)
     if repeated_aug:

@@ -30,10 +30,7 @@ def build_transform(
 
     In training: random crop of 0.08 to 1 of the area, flip, augmentation; timm leaves the colour jitter out where
     `auto_augment` is set. In evaluation: the short side resized to int(256 / 224 * size), bicubic, and the centre
-    cropped; the other arguments have no effect.
-
-    Args:
-        input_size: side in pixels, or (height, width).
+    cropped. `input_size` is the side in pixels, or (height, width), and all that matters in evaluation.
 
     Raises:
         UserError: timm does not know the augmentation, the interpolation or the mode of random erasing.
@@ -42,7 +39,7 @@ def build_transform(
         return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else tuple(input_size))
     try:
         return create_transform(
-            input_size=input_size,
+            input_size,
             is_training=True,
             color_jitter=color_jitter,
             auto_augment=auto_augment,

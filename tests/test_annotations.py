@@ -346,3 +346,9 @@ def test_any_list_gives_samples_inside_the_root_or_a_user_error(ser, content):
             message = str(error)
         assert message.isprintable()
         assert all(sample.path.resolve().is_relative_to(ser.resolve()) for sample in samples)
+
+
+def test_images_may_be_a_link_to_another_disk(ser, tmp_path):
+    (ser / "Images").rename(tmp_path / "disk")
+    (ser / "Images").symlink_to(tmp_path / "disk")
+    assert [sample.path.is_file() for sample in read_ser(ser, "train")] == [True, True, True]

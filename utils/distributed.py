@@ -41,7 +41,10 @@ def start_processes(device: str, dist_url: str = "env://") -> Processes:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=dist_url, rank=rank, world_size=world_size)
+        try:
+            dist.init_process_group(backend, init_method=dist_url, rank=rank, world_size=world_size)
+        except (dist.DistError, ValueError) as error:
+            raise UserError(f"--dist-url {dist_url}: process {rank} of {world_size} cannot join: {error}") from error
     return Processes(chosen, rank, world_size)
 
 
@@ -49,6 +52,12 @@ def stop_processes() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def peer_has_ended(error: RuntimeError) -> bool:
+    """Whether an error of a collective only tells that another process of the run is gone."""
+    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    return dist.is_initialized() and any(sign in str(error) for sign in signs)
 
 
 def read_environment(environment: "os._Environ[str] | dict[str, str]") -> tuple[int, int, int]:

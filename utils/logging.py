@@ -40,9 +40,12 @@ def progress(items: Iterable[Item], *, total: int, title: str, every: int = 50) 
 
 
 def append_json_line(path: Path, values: dict[str, Any]) -> None:
-    """Adds one line to a JSON-lines file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    """Adds one line to a JSON-lines file; raises UserError where it cannot be written."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -65,7 +68,12 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written: {error.strerror}; make room or check the permissions") from error
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The error for a file that cannot be written."""
+    return UserError(f"{path}: cannot be written: {error.strerror}; make room or check the permissions")
 
 
 def make_writable_folder(folder: Path) -> None:
@@ -84,9 +92,17 @@ def set_aside(path: Path) -> None:
         path.rename(path.with_name(f"{path.stem}.until-{stamp}{path.suffix}"))
 
 
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None where another packaging hides it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def describe_run(options: dict[str, Any]) -> dict[str, Any]:
     """The resolved options, the versions of what computes, and the commit of the code."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {name: version_of(name) for name in PACKAGES}
     command = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
