@@ -27,6 +27,7 @@ TEST_FILES = (
     "checkpoint_test.json",
     "checkpoint_v_test.json",
 )
+BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,12 +102,15 @@ def plot_confusion_matrix(metrics: dict[str, Any], path: Path) -> None:
 
 def compare(metrics: dict[str, Any], baselines_file: Path) -> str:
     """The network's test figures beside the baselines', and whether it is better than they."""
-    rows = {"this network": {"accuracy": metrics["acc1"], "macro_f1": 100 * metrics["macro"]["f1"]}}
+    ours = (metrics["acc1"] / 100, metrics["macro"]["f1"])
+    rows = {}
     if baselines_file.is_file():
-        rows = json.loads(baselines_file.read_text(encoding="utf-8"))["baselines"] | rows
+        baselines = json.loads(baselines_file.read_text(encoding="utf-8"))
+        for key, name in BASELINES.items():
+            rows[name] = (baselines[key]["accuracy"], baselines[key]["macro_f1"])
     lines = [f"{'test':<28}{'accuracy %':>12}{'macro F1 %':>12}"]
-    lines += [f"{name:<28}{row['accuracy']:>12.2f}{row['macro_f1']:>12.2f}" for name, row in rows.items()]
-    better = [name for name, row in rows.items() if row["accuracy"] >= metrics["acc1"] and name != "this network"]
+    lines += [f"{name:<28}{100 * a:>12.2f}{100 * f1:>12.2f}" for name, (a, f1) in [*rows.items(), ("network", ours)]]
+    better = [name for name, (accuracy, _) in rows.items() if accuracy >= ours[0]]
     lines += [f"The network is NOT better than {name}." for name in better]
     return "\n".join(lines)
 
