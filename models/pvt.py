@@ -112,7 +112,8 @@ class Block(nn.Module):
 
 def build_blocks(config: PVTConfig, *, drop: float, drop_path: float) -> list[nn.ModuleList]:
     """The blocks of the four stages; stochastic depth grows linearly from 0 to `drop_path` over all of them."""
-    rates = torch.linspace(0, drop_path, sum(config.depths)).tolist()
+    last = max(sum(config.depths) - 1, 1)
+    rates = [drop_path * number / last for number in range(sum(config.depths))]
     stages = []
     for stage, depth in enumerate(config.depths):
         width = (config.embed_dims[stage], config.num_heads[stage], config.mlp_ratios[stage])

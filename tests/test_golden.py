@@ -29,7 +29,7 @@ def golden_model(case, dtype=torch.float64):
         tunebert=case.get("tunebert", False),
     )
     filled = golden_fill({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.load_state_dict(filled)
+    model.double().load_state_dict(filled)
     return model.to(dtype).eval()
 
 
@@ -69,13 +69,24 @@ def test_gradients(name):
             assert norms[parameter] == pytest.approx(expected, rel=1e-8, abs=1e-12), parameter
 
 
-@pytest.mark.parametrize("name", ["v224", "l224"])
-def test_float32_selects_the_same_patches(name):
+@pytest.mark.parametrize("name", ["v224", "v192-a4", "v448-none", "v320-a2"])
+def test_float32_selects_the_same_patches_in_order(name):
     case = FORWARD[name]
     model, inputs = golden_model(case, torch.float32), golden_inputs(case, torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(model(*inputs), torch.tensor(case["logits"]), rtol=0, atol=1e-5)
         assert [selected.tolist() for selected in model.forward_features(inputs[0]).selected] == case["selected"]
+
+
+def test_float32_selects_the_same_set_where_scores_tie():
+    """Three pairs of stage 1's scores in l224 differ by 3e-9 to 5e-8 of their size, less than float32 can tell."""
+    case = FORWARD["l224"]
+    with torch.no_grad():
+        features = golden_model(case, torch.float32).forward_features(golden_inputs(case, torch.float32)[0])
+    for selected, expected in zip(features.selected, case["selected"], strict=True):
+        expected = torch.tensor(expected)
+        assert torch.equal(selected.sort(dim=-1).values, expected.sort(dim=-1).values)
+        assert (selected != expected).sum() <= 6
 
 
 @pytest.mark.parametrize("key", STATE_DICTS)

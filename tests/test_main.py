@@ -203,7 +203,7 @@ def test_mistake_is_one_line_and_nothing_is_written(arguments, parts, sticker_se
 
 
 def test_mistake_in_a_process_of_its_own_has_no_traceback(run_script):
-    assert_one_line_error(run_here("main.py", "--alhpa", "4"), "main.py: error: ", "--alhpa")
+    assert_one_line_error(run_script("main.py", "--alhpa", "4"), "main.py: error: ", "--alhpa")
 
 
 def test_checkpoint_of_the_other_model_or_other_options_is_named(trained, sticker_set):
