@@ -3,26 +3,57 @@
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 
 import datasets
 from errors import UserError
 from models import check_image_size, create_model
-from utils.checkpoint import load_state, read_checkpoint
-from utils.distributed import Processes
-from utils.logging import print0
+from utils.checkpoint import load_state, newest_checkpoint, read_checkpoint
+from utils.distributed import Processes, failing_together, gather
+from utils.logging import describe_run, print0
+from utils.randomness import make_deterministic, set_seeds
 from utils.text_encoder import load_text_encoder
 
 DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 IMAGES_OF_LR = 512  # images a step that --lr is meant for
+
+
+class Run(NamedTuple):
+    """What a run is made of."""
+
+    options: argparse.Namespace
+    processes: Processes
+    model: nn.Module
+    start: dict[str, Any]
+    data: dict[str, datasets.StickerDataset]
+    facts: dict[str, Any]
+
+
+def build_run(options: argparse.Namespace, processes: Processes) -> Run:
+    """Builds what the options ask for; raises UserError on every process where one of them cannot."""
+    with failing_together():
+        if options.deterministic:
+            make_deterministic()
+        check_options(options)
+    resolve_resume(options, processes)
+    with failing_together():
+        set_seeds(options.seed + processes.rank)
+        start = read_start(options)
+        data = build_data(options, start)
+        model = build_model(options, start, len(next(iter(data.values())).class_names)).to(processes.device)
+    print0(
+        f"{options.model}: {count_parameters(model):,} parameters learn, on {processes.world_size} x {processes.device}"
+    )
+    return Run(options, processes, model, start, data, describe_run(vars(options)))
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -34,10 +65,44 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("--resume continues a run and --finetune starts one: give one of them")
     if options.model == "lora" and options.dataset != "SER":
         raise UserError(f"--model lora reads texts, which --dataset {options.dataset} has not: use main_V.py or SER")
+    if options.resume == "auto" and not options.output_dir:
+        raise UserError("--resume auto looks for a checkpoint in --output-dir: name it")
+    if options.resume == "auto" and options.start_epoch:
+        raise UserError("--start-epoch goes with a fresh run: --resume auto knows the epoch itself")
     if not options.eval and not options.output_dir:
         raise UserError("--output-dir is missing: name the folder for checkpoints and log")
     if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
+
+
+def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
+    """Puts the file that `--resume auto` stands for into the options, '' where there is none yet.
+
+    Process 0 looks, and all take what it found: the output folder is shared, but a look may come too early.
+    """
+    if options.resume != "auto":
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            print0("warning: the launcher has started this run again, and without --resume auto it loses what was done")
+        return
+    found = None
+    with failing_together():
+        if processes.is_main:
+            found = newest_checkpoint(Path(options.output_dir), checkpoint_stem(options.model))
+    options.resume = str(gather(found)[0] or "")
+    if options.eval and not options.resume:
+        raise UserError(f"--resume auto: no checkpoint in --output-dir {options.output_dir}")
+    if not options.resume:
+        print0(f"--resume auto: no checkpoint in {options.output_dir} yet, the run starts afresh")
+
+
+def checkpoint_stem(model: str) -> str:
+    """How the names of a model's checkpoints begin."""
+    return "checkpoint_v" if model == "lora_v" else "checkpoint"
+
+
+def checkpoint_name(options: argparse.Namespace, which: str = "") -> str:
+    """`checkpoint.pth` or `checkpoint_v.pth` for the newest, `_best` before the dot for the best epoch."""
+    return f"{checkpoint_stem(options.model)}{which}.pth"
 
 
 def read_start(options: argparse.Namespace) -> dict[str, Any]:
@@ -112,7 +177,15 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
             remode=options.remode,
             recount=options.recount,
         )
-        data[split] = datasets.build_dataset(name, options.data_path, split, transform=transform, tokenizer=tokenizer)
+        replaces = split == "train" and options.on_bad_image == "skip"
+        data[split] = datasets.build_dataset(
+            name,
+            options.data_path,
+            split,
+            transform=transform,
+            tokenizer=tokenizer,
+            on_bad_image="replace" if replaces else options.on_bad_image,
+        )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
     return data
 
@@ -167,6 +240,16 @@ def amp_dtype(options: argparse.Namespace, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
+def memory_format(options: argparse.Namespace) -> torch.memory_format:
+    """How images lie in memory."""
+    return torch.channels_last if options.channels_last else torch.contiguous_format
+
+
+def build_ema(options: argparse.Namespace, model: nn.Module) -> ModelEmaV3 | None:
+    """The moving average of the weights, or None where it is off."""
+    return ModelEmaV3(model, decay=options.model_ema_decay) if options.model_ema else None
+
+
 def build_eval_loader(
     options: argparse.Namespace, processes: Processes, dataset: datasets.StickerDataset
 ) -> DataLoader:
@@ -187,9 +270,9 @@ def loader_settings(options: argparse.Namespace, processes: Processes) -> dict[s
 
 def build_train_loader(
     options: argparse.Namespace, processes: Processes, dataset: datasets.StickerDataset
-) -> tuple[DataLoader, Any]:
-    """The training loader, whose last incomplete batch is dropped, and its sampler."""
-    sampler = datasets.build_train_sampler(
+) -> DataLoader:
+    """The training loader; its `batch_sampler`, which drops the last incomplete batch, is to be told the epoch."""
+    order = datasets.build_train_sampler(
         len(dataset),
         num_replicas=processes.world_size,
         rank=processes.rank,
@@ -198,16 +281,18 @@ def build_train_loader(
         seed=options.seed,
         say=print0,
     )
-    settings = loader_settings(options, processes)
-    loader = datasets.build_loader(dataset, sampler=sampler, batch_size=options.batch_size, drop_last=True, **settings)
-    return loader, sampler
+    num_batches = options.steps_per_epoch and options.steps_per_epoch * options.grad_accum_steps
+    sampler = datasets.TrainBatchSampler(
+        order, options.batch_size, seed=options.seed, rank=processes.rank, num_batches=num_batches
+    )
+    return datasets.build_loader(dataset, batch_sampler=sampler, **loader_settings(options, processes))
 
 
 def build_optimizer(options: argparse.Namespace, model: nn.Module, world_size: int) -> torch.optim.Optimizer:
     """The optimizer, with weight decay on matrices alone and the learning rate scaled to the batch (spec section 6)."""
     learning_rate = options.lr
     if not options.unscale_lr:
-        learning_rate *= options.batch_size * world_size / IMAGES_OF_LR
+        learning_rate *= options.batch_size * options.grad_accum_steps * world_size / IMAGES_OF_LR
     settings: dict[str, Any] = {"eps": options.opt_eps}
     if options.opt_betas:
         settings["betas"] = tuple(options.opt_betas)

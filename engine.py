@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +21,12 @@ class Predictions(NamedTuple):
     logits: Tensor
 
 
-def model_inputs(batch: Batch, device: torch.device) -> list[Tensor]:
+def model_inputs(
+    batch: Batch, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
+) -> list[Tensor]:
     """The tensors that the model is called with: images and, where there are any, word ids and mask."""
-    names = ("image", "word_ids", "word_mask")
-    return [batch[name].to(device, non_blocking=True) for name in names if name in batch]
+    images = batch["image"].to(device, non_blocking=True, memory_format=memory_format)
+    return [images, *(batch[name].to(device, non_blocking=True) for name in ("word_ids", "word_mask") if name in batch)]
 
 
 def train_one_epoch(
@@ -34,49 +37,77 @@ def train_one_epoch(
     *,
     device: torch.device,
     scaler: torch.amp.GradScaler,
+    losses: "LossRecord",
+    num_batches: int,
+    first_batch: int = 0,
+    accumulate: int = 1,
     amp_dtype: torch.dtype = torch.float32,
     clip_grad: float | None = None,
     mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    sample_names: Sequence[Any] = (),
-) -> float:
-    """Trains on the batches once, one optimizer step a batch; returns the mean loss.
+    memory_format: torch.memory_format = torch.contiguous_format,
+    after_step: Callable[[int], None] = lambda batches_done: None,
+) -> None:
+    """Trains on the batches of an epoch from `first_batch` on, one optimizer step every `accumulate` batches.
+
+    The gradient of a step is that of the mean over its batches, as one large batch would give, and processes exchange
+    it once; the last step takes what is left.
 
     Args:
+        batches: from number `first_batch` to the last of the epoch's `num_batches`.
         scaler: scales the loss for float16; does nothing where it is not enabled.
+        losses: takes the loss of each batch.
         clip_grad: largest norm of the gradient, at any precision.
-        sample_names: what to call sample i in an error.
+        after_step: called after each step with how many batches of the epoch are done.
 
     Raises:
         UserError: a loss that is not finite; the message names the batch.
     """
     model.train()
-    losses = LossRecord(sample_names, check_every=1 if device.type == "cpu" else 50)
-    for batch in batches:
-        inputs = model_inputs(batch, device)
+    for number, batch in enumerate(batches, start=first_batch):
+        step_start = number // accumulate * accumulate
+        step_size = min(accumulate, num_batches - step_start)
+        is_last = number + 1 == step_start + step_size
+        inputs = model_inputs(batch, device, memory_format)
         targets = batch["label"].to(device, non_blocking=True)
         if mixup is not None:
             inputs[0], targets = mixup(inputs[0], targets)
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype != torch.float32):
-            logits = model(*inputs)
-        loss = criterion(logits.float(), targets)
-        losses.add(loss.detach(), batch["index"])
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        if clip_grad is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-        scaler.step(optimizer)
-        scaler.update()
-    return losses.mean()
+        with nullcontext() if is_last or not hasattr(model, "no_sync") else model.no_sync():
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype != torch.float32):
+                logits = model(*inputs)
+            loss = criterion(logits.float(), targets)
+            losses.add(loss.detach(), batch["index"])
+            scaler.scale(loss / step_size).backward()
+        if is_last:
+            take_step(model, optimizer, scaler, clip_grad)
+            after_step(number + 1)
+    losses.check()
+
+
+def take_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_grad: float | None
+) -> None:
+    """One step of the optimizer with the gradients at hand, which are cleared; clipped first at any precision."""
+    if clip_grad is not None:
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class LossRecord:
-    """Keeps the losses of an epoch and checks them in groups, since each look at a CUDA loss waits for the device."""
+    """Keeps the losses of an epoch and checks them in groups, since each look at a CUDA loss waits for the device.
 
-    def __init__(self, sample_names: Sequence[Any], *, check_every: int):
+    Args:
+        sample_names: what to call sample i in an error.
+        check_every: batches from one look to the next.
+        values: the losses of the epoch's batches so far.
+    """
+
+    def __init__(self, sample_names: Sequence[Any] = (), *, check_every: int = 1, values: Sequence[float] = ()):
         self.sample_names = sample_names
         self.check_every = check_every
-        self.values: list[float] = []
+        self.values = list(values)
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def add(self, loss: Tensor, indices: Tensor) -> None:
@@ -94,7 +125,7 @@ class LossRecord:
             if not math.isfinite(value):
                 names = [str(self.sample_names[i]) if self.sample_names else str(i) for i in indices.tolist()]
                 raise UserError(
-                    f"step {len(self.values)} of the epoch: the loss is {value}, expected a finite number; "
+                    f"batch {len(self.values)} of the epoch: the loss is {value}, expected a finite number; "
                     f"lower --lr or use --amp-dtype float32; the batch: {', '.join(names)}"
                 )
             self.values.append(value)
@@ -114,14 +145,17 @@ def evaluate(
     device: torch.device,
     num_classes: int,
     amp_dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Predictions:
-    """Runs the model in evaluation mode over the batches, which may be none."""
+    """Runs the model in evaluation mode over the batches, which may be none, or have no readable image."""
     model.eval()
     indices, labels = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
     logits = [torch.empty(0, num_classes)]
     for batch in batches:
+        if "image" not in batch:
+            continue
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype != torch.float32):
-            output = model(*model_inputs(batch, device))
+            output = model(*model_inputs(batch, device, memory_format))
         indices.append(batch["index"])
         labels.append(batch["label"])
         logits.append(output.float().cpu())

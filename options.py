@@ -54,6 +54,14 @@ def non_negative(text: str) -> float:
     return bounded(float(text), low=0)
 
 
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    value = non_negative(text)
+    if not value:
+        raise argparse.ArgumentTypeError("expected a number above 0, found 0")
+    return value
+
+
 def rate(text: str) -> float:
     """A probability below 1."""
     value = bounded(float(text), low=0)
@@ -112,7 +120,18 @@ def add_run(parser: Parser) -> None:
         default="auto",
         help="precision of the forward pass; auto: float16 with loss scaling on CUDA, float32 elsewhere",
     )
+    group.add_argument("--channels-last", action="store_true", help="images and convolutions with channels last")
     group.add_argument("--seed", type=natural, default=0, help="random seed; each process adds its number")
+    group.add_argument(
+        "--deterministic", action="store_true", help="on a GPU too, only operations that give the same bits each time"
+    )
+    group.add_argument(
+        "--timeout",
+        type=positive_float,
+        default=1800,
+        metavar="SECONDS",
+        help="end the run, and say where it hangs, once no batch was done for so long",
+    )
     group.add_argument(
         "--dist-eval",
         action=argparse.BooleanOptionalAction,
@@ -162,7 +181,16 @@ def add_weights(parser: Parser) -> None:
     )
     group.add_argument("--finetune", default="", metavar="FILE", help="start from a whole model; its head may differ")
     group.add_argument(
-        "--resume", default="", metavar="FILE", help="continue from, or with --eval evaluate, a checkpoint"
+        "--resume",
+        default="",
+        metavar="FILE",
+        help="continue from, or with --eval evaluate, a checkpoint; auto: the newest of --output-dir, if there is one",
+    )
+    group.add_argument(
+        "--checkpoint-steps", type=positive_int, metavar="N", help="write a checkpoint every N steps of an epoch too"
+    )
+    group.add_argument(
+        "--keep", type=natural, default=0, metavar="K", help="keep the checkpoints of the last K epochs as well"
     )
     group.add_argument("--start-epoch", type=natural, default=0, help="first epoch; --resume sets it")
 
@@ -176,6 +204,13 @@ def add_data(parser: Parser) -> None:
     )
     group.add_argument("--batch-size", type=positive_int, default=16, help="images a process")
     group.add_argument("--num-workers", type=natural, default=10, help="loader processes of each process")
+    group.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help="an image that cannot be read ends the run, or is left out, counted and listed",
+    )
+    group.add_argument("--steps-per-epoch", type=positive_int, metavar="N", help="end each epoch after N steps")
     group.add_argument("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help="pinned memory, on CUDA")
     group.add_argument(
         "--repeated-aug", action=argparse.BooleanOptionalAction, default=True, help="each image three times an epoch"
@@ -207,6 +242,11 @@ def add_optimizer(parser: Parser) -> None:
     group.add_argument("--opt-betas", type=rate, nargs=2, metavar="B", help="betas; otherwise the optimizer's own")
     group.add_argument("--momentum", type=rate, default=0.9, help="momentum of SGD")
     group.add_argument("--weight-decay", type=non_negative, default=0.05, help="weight decay, on matrices alone")
+    group.add_argument(
+        "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches a step, as one large batch"
+    )
+    group.add_argument("--model-ema", action="store_true", help="evaluate a moving average of the weights")
+    group.add_argument("--model-ema-decay", type=rate, default=0.9998, metavar="D", help="its decay a step")
     group.add_argument("--clip-grad", type=non_negative, metavar="NORM", help="largest norm of the gradient")
 
 

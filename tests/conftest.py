@@ -36,6 +36,10 @@ BERT = {
 }
 
 
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="kill runs at many more places")
+
+
 class Finished(NamedTuple):
     """What a process printed, and its exit code."""
 

@@ -3,6 +3,7 @@
 import argparse
 import io
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from errors import UserError
-from utils.logging import write_whole
+from utils.logging import print0, write_whole
 
 NAMES_SHOWN = 6  # of a long list of parameters
 
@@ -77,6 +78,32 @@ def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     write_whole(path, buffer.getvalue())
+
+
+def newest_checkpoint(folder: Path, stem: str) -> Path | None:
+    """The newest whole checkpoint of a run: `<stem>.pth`, `<stem>_best.pth` or `<stem>_epoch<number>.pth`.
+
+    Returns:
+        Its path; None where there is no checkpoint at all. One that cannot be read is passed over, and this is said.
+
+    Raises:
+        UserError: there are checkpoints, but none can be read.
+    """
+    name = re.compile(rf"{re.escape(stem)}(_best|_epoch\d+)?\.pth")
+    candidates = [path for path in folder.glob("*.pth") if name.fullmatch(path.name)]
+    candidates.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in candidates:
+        try:
+            read_checkpoint(path, "--resume")
+            return path
+        except UserError as error:
+            print0(f"warning: passed over: {error}")
+    if candidates:
+        raise UserError(
+            f"--resume auto: none of the {len(candidates)} checkpoints in {folder} can be read; "
+            "move them away to start afresh"
+        )
+    return None
 
 
 def load_state(

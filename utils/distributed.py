@@ -3,61 +3,111 @@
 import os
 import re
 import subprocess
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from errors import UserError
+from errors import Interrupted, RunError, UserError
+
+# The group for flags and Python objects where the default one is NCCL's, which would take them through the GPU.
+CONTROL: dict[str, dist.ProcessGroup] = {}
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run, and its device."""
+    """This process among those of the run, and its device.
+
+    Attributes:
+        store: through which the processes found each other; None where there is one.
+    """
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
+    store: dist.Store | None = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
-def start_processes(device: str, dist_url: str = "env://") -> Processes:
+def start_processes(device: str, dist_url: str = "env://", *, timeout: float = 1800) -> Processes:
     """Finds the device, and joins the processes that torchrun or SLURM started; without them there is one process.
 
-    NCCL joins CUDA processes, Gloo all others.
+    NCCL joins CUDA processes, Gloo all others; flags and Python objects always travel by Gloo.
+
+    Args:
+        timeout: seconds that a collective waits for the slowest process.
 
     Raises:
         UserError: a device that is not there, or a launcher's environment that is not complete.
     """
     rank, local_rank, world_size = read_environment(os.environ)
     chosen = choose_device(device, local_rank)
-    if world_size > 1:
-        if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        try:
-            dist.init_process_group(backend, init_method=dist_url, rank=rank, world_size=world_size)
-        except (dist.DistError, ValueError) as error:
-            raise UserError(f"--dist-url {dist_url}: process {rank} of {world_size} cannot join: {error}") from error
-    return Processes(chosen, rank, world_size)
+    if world_size == 1:
+        return Processes(chosen)
+    backend = "gloo"
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+        backend = "nccl"
+    patience = timedelta(seconds=timeout)
+    try:
+        store, rank, world_size = next(dist.rendezvous(dist_url, rank, world_size, timeout=patience))
+        store = dist.PrefixStore(meet(store, rank, world_size, timeout), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
+        if backend != "gloo":
+            CONTROL["group"] = dist.new_group(backend="gloo", timeout=patience)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--dist-url {dist_url}: process {rank} of {world_size} cannot join: {error}") from error
+    return Processes(chosen, rank, world_size, store)
+
+
+def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
+    """A name that the processes of this start share, and no earlier start had.
+
+    A launcher that starts the processes again (--max-restarts) keeps its store, in which the addresses of those that
+    ended still stand. Each process leaves a name of its own; process 0 tells all names until each has seen its own.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + timeout
+    store.set(f"here/{rank}", own)
+    while time.monotonic() < end:
+        if rank == 0:
+            names = [store.get(f"here/{other}").decode() for other in range(world_size)]
+            store.set("here", " ".join(names))
+            if all(store.check([f"seen/{name}"]) for name in names[1:]):
+                return own
+        elif own in (names := store.get("here").decode().split()):
+            store.set(f"seen/{own}", "")
+            return names[0]
+        time.sleep(0.02)
+    raise ValueError(f"the {world_size} processes did not come together within {timeout:g} s")
 
 
 def stop_processes() -> None:
     """Leaves the process group, if there is one."""
+    CONTROL.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def peer_has_ended(error: RuntimeError) -> bool:
-    """Whether an error of a collective only tells that another process of the run is gone."""
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-    return dist.is_initialized() and any(sign in str(error) for sign in signs)
+def peer_failure(error: RuntimeError) -> str | None:
+    """What an error of a collective tells of the other processes; None for any other error."""
+    if not dist.is_initialized():
+        return None
+    text = str(error)
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    if any(sign in text for sign in gone):
+        return "another process has ended; it says why"
+    if "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text:
+        return "another process did not come to where this one waits within --timeout"
+    return None
 
 
 def read_environment(environment: "os._Environ[str] | dict[str, str]") -> tuple[int, int, int]:
@@ -108,18 +158,26 @@ def gather(value: Any) -> list[Any]:
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=CONTROL.get("group"))
     return values
+
+
+def agree(number: int) -> int:
+    """The largest of the numbers of all processes, on every process; cheap enough for each step."""
+    if not dist.is_initialized():
+        return number
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=CONTROL.get("group"))
+    return int(largest)
 
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """A UserError of one process inside becomes a UserError of all, so that none waits for one that has ended."""
+    """An expected error of one process inside becomes an error of all, so that none waits for one that has ended."""
     failure = None
     try:
         yield
-    except UserError as error:
-        failure = str(error)
-    failures = [message for message in gather(failure) if message is not None]
-    if failures:
-        raise UserError(failures[0])
+    except (UserError, RunError, Interrupted) as error:
+        failure = (type(error), error.args)
+    for kind, arguments in filter(None, gather(failure)):
+        raise kind(*arguments)

@@ -1,5 +1,6 @@
 """What a run says: lines from process 0, a progress bar on a terminal, JSON lines and files."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -27,25 +28,36 @@ def print0(*values: Any) -> None:
         print(*values, flush=True)
 
 
-def progress(items: Iterable[Item], *, total: int, title: str, every: int = 50) -> Iterator[Item]:
-    """Passes the items on with a progress bar where process 0 has a terminal, else with a line every `every` items."""
+def progress(items: Iterable[Item], *, total: int, title: str, every: int = 50, done: int = 0) -> Iterator[Item]:
+    """Passes the items on with a progress bar where process 0 has a terminal, else with a line every `every` items.
+
+    Args:
+        done: how many of the `total` were done before.
+    """
     if sys.stderr.isatty() and (not dist.is_initialized() or dist.get_rank() == 0):
-        yield from tqdm(items, total=total, desc=title, leave=False)
+        yield from tqdm(items, total=total, initial=done, desc=title, leave=False)
         return
     start = time.monotonic()
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(items, start=done + 1):
         yield item
         if number % every == 0 or number == total:
-            print0(f"{title}: {number}/{total}, {(time.monotonic() - start) / number:.3f} s each")
+            print0(f"{title}: {number}/{total}, {(time.monotonic() - start) / (number - done):.3f} s each")
 
 
-def append_json_line(path: Path, values: dict[str, Any]) -> None:
-    """Adds one line to a JSON-lines file; raises UserError where it cannot be written."""
+def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:
+    """Writes a JSON-lines file whole; raises UserError where it cannot be written."""
+    write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The entries of a JSON-lines file up to the first that cannot be read; none where there is no file."""
+    entries = []
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-    except OSError as error:
-        raise cannot_write(path, error) from error
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entries.append(json.loads(line))
+    except (OSError, ValueError):
+        pass  # what follows is not a log that this code wrote
+    return entries
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -66,14 +78,31 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is gone or has become read-only
+            temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes a folder's entries to disk, so that a renamed file is there after a loss of power too."""
+    if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The error for a file that cannot be written."""
-    return UserError(f"{path}: cannot be written: {error.strerror}; make room or check the permissions")
+    if not path.parent.is_dir():
+        return UserError(f"{path}: cannot be written: its folder is gone; start again with --resume from what is left")
+    return UserError(
+        f"{path}: cannot be written: {error.strerror}; what was there before still is: make room or check the "
+        "permissions, then continue with --resume auto"
+    )
 
 
 def make_writable_folder(folder: Path) -> None:

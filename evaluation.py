@@ -1,0 +1,106 @@
+"""The evaluation of a run's model on a split: figures, predictions, and the files that hold them."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+import datasets
+from build import Run, amp_dtype, build_eval_loader, memory_format
+from engine import Batch, Predictions, evaluate, merge_predictions
+from utils.distributed import failing_together, gather
+from utils.interruption import StopSignals
+from utils.logging import make_writable_folder, print0, progress, write_json, write_whole
+from utils.metrics import compute_metrics, format_metrics
+from utils.watchdog import Watchdog
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found: the figures, the predictions in the order of the samples, and what was not scored."""
+
+    metrics: dict[str, Any]
+    predictions: Predictions
+    not_scored: list[dict[str, str]]
+
+
+def measure(run: Run, model: nn.Module, split: str, *, watchdog: Watchdog, stop: StopSignals) -> Evaluation:
+    """Evaluates the model on a split, each sample once, and gives the result to every process.
+
+    Raises:
+        Interrupted: a signal came; the evaluation is to be done again.
+    """
+    options, processes, dataset = run.options, run.processes, run.data[split]
+    loader = build_eval_loader(options, processes, dataset)
+    skipped: dict[int, datasets.BadImage] = {}
+    with failing_together():
+        batches = stop.interrupting(watchdog.watched(datasets.batches(loader), split))
+        predictions = evaluate(
+            model,
+            noting_skipped(progress(batches, total=len(loader), title=split, every=options.log_every), skipped),
+            device=processes.device,
+            num_classes=len(dataset.class_names),
+            amp_dtype=amp_dtype(options, processes.device),
+            memory_format=memory_format(options),
+        )
+    if options.dist_eval:
+        parts, skipped_parts = zip(*gather((predictions, skipped)), strict=True)
+        predictions = merge_predictions(parts)
+        skipped = {index: image for part in skipped_parts for index, image in part.items()}
+    metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
+    not_scored = [{"image": skipped[index].path, "reason": skipped[index].reason} for index in sorted(skipped)]
+    if not_scored:
+        print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
+    return Evaluation(metrics, predictions, not_scored)
+
+
+def noting_skipped(batches: Iterable[Batch], skipped: dict[int, datasets.BadImage]) -> Iterator[Batch]:
+    """Passes batches on and notes, by their index, the images that were left out or replaced."""
+    for batch in batches:
+        skipped.update((image.index, image) for image in batch["skipped"])
+        yield batch
+
+
+def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path) -> None:
+    """Prints the figures of a checkpoint on a split and writes them, and its predictions, into a folder."""
+    print0(f"{split} of {run.options.dataset}, {checkpoint}:\n{format_metrics(evaluation.metrics)}")
+    with failing_together():
+        if run.processes.is_main:
+            path = folder / f"{checkpoint.stem}_{split}.json"
+            figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics}
+            write_json(path, {**figures, "not_scored": evaluation.not_scored, "run": run.facts})
+            write_whole(path.with_suffix(".csv"), predictions_table(run, evaluation.predictions, split).encode())
+            print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
+
+
+def predictions_table(run: Run, predictions: Predictions, split: str) -> str:
+    """A line of CSV for each sample: image below --data-path, label, prediction, a probability for each class."""
+    dataset = run.data[split]
+    names = dataset.class_names
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["image", "label", "prediction", *(f"p_{name}" for name in names)])
+    probabilities = predictions.logits.double().softmax(dim=1)
+    guesses = predictions.logits.argmax(dim=1).tolist()
+    for index, label, guess, row in zip(
+        predictions.indices.tolist(), predictions.labels.tolist(), guesses, probabilities.tolist(), strict=True
+    ):
+        image = os.path.relpath(dataset.samples[index].path, run.options.data_path)
+        table.writerow([image, names[label], names[guess], *(f"{p:.9g}" for p in row)])
+    return text.getvalue()
+
+
+def evaluate_checkpoint(run: Run) -> None:
+    """--eval: the figures of the checkpoint that --resume names, written beside it or into --output-dir."""
+    options, processes = run.options, run.processes
+    checkpoint = Path(options.resume)
+    folder = Path(options.output_dir) if options.output_dir else checkpoint.parent
+    with failing_together():
+        make_writable_folder(folder)
+    group = {"rank": processes.rank, "world_size": processes.world_size, "store": processes.store}
+    with StopSignals(speaks=False) as stop, Watchdog(options.timeout, **group) as watchdog:
+        evaluation = measure(run, run.model, options.eval_split, watchdog=watchdog, stop=stop)
+    report(run, evaluation, options.eval_split, checkpoint, folder)
