@@ -139,7 +139,7 @@ class _Worker(multiprocessing.Process):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def terminate(self) -> None:
-        """Ends the worker by SIGKILL, as SIGTERM does not reach it; PyTorch does so where it does not end when asked."""
+        """Ends a worker that did not end when asked to: by SIGKILL, as SIGTERM does not reach it."""
         self.kill()
 
 
