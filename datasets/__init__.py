@@ -1,18 +1,22 @@
 """The data sets, their images, texts, transforms and samplers; nothing about models."""
 
 from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.dataset import BadImage, StickerDataset, build_dataset
 from datasets.images import read_image
-from datasets.loading import StickerDataset, batches, build_dataset, build_loader
-from datasets.samplers import EvalBatchSampler, build_train_sampler
+from datasets.loading import batches, build_loader, worker_death
+from datasets.samplers import Draw, EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from datasets.text import Tokenizer
 from datasets.transforms import build_transform
 
 __all__ = [
     "CLASS_NAMES",
+    "BadImage",
+    "Draw",
     "EvalBatchSampler",
     "Sample",
     "StickerDataset",
     "Tokenizer",
+    "TrainBatchSampler",
     "batches",
     "build_dataset",
     "build_loader",
@@ -22,4 +26,5 @@ __all__ = [
     "read_fi",
     "read_image",
     "read_ser",
+    "worker_death",
 ]

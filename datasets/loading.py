@@ -1,118 +1,52 @@
-"""The torch data set, its loader, and the way of a reader's error out of a loader's worker process."""
+"""The loader of batches: its worker processes, their end, and the way of a reader's error out of them."""
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+import atexit
+import copy
+import multiprocessing
+import re
+import signal
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
-from datasets.files import printable
-from datasets.images import read_image
-from datasets.text import Tokenizer
-from datasets.transforms import Transform
-from errors import UserError
+from datasets.dataset import Item, ItemsRead
+from datasets.samplers import Draw
+from errors import RunError, UserError
 
-READERS: dict[str, Callable[[str | Path, str], list[Sample]]] = {
-    "SER": read_ser,
-    "SER_V": read_ser,
-    "FI": read_fi,
-    "EmotionROI": read_emotion_roi,
-}
-Item = dict[str, Any]
-
-
-class StickerDataset(Dataset):
-    """Images with their labels and, with a tokenizer, their texts as word ids.
-
-    An item has `image` (3, H, W), `label` and `index`, and with a tokenizer `word_ids` (30,) and `word_mask` (30,).
-    Texts are tokenised here, each distinct text once. Reading an item raises UserError where its image is broken;
-    a loader, which asks for several items at once, gets the error as a value (see `batches`).
-
-    Attributes:
-        samples: the list of samples; `labels`: their labels; `class_names`: the names of the labels.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        transform: Transform,
-        tokenizer: Tokenizer | None = None,
-        *,
-        class_names: Sequence[str] = (),
-    ):
-        self.samples = list(samples)
-        self.labels = [sample.label for sample in self.samples]
-        self.class_names = tuple(class_names)
-        self.transform = transform
-        self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
-        if tokenizer is not None:
-            encoded = tokenizer.encode_all(sample.text for sample in self.samples)
-            self.words = torch.stack([torch.stack(tensors) for tensors in encoded.values()])
-            rows = {text: row for row, text in enumerate(encoded)}
-            self.rows = torch.tensor([rows[sample.text] for sample in self.samples])
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Item:
-        sample = self.samples[index]
-        image = read_image(sample.path)
-        try:
-            image = self.transform(image)
-        except UserError as error:
-            raise UserError(f"{printable(sample.path)}: {error}") from error
-        item = {"image": image, "label": sample.label, "index": index}
-        if self.words is not None:
-            item["word_ids"], item["word_mask"] = self.words[self.rows[index]]
-        return item
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Item] | UserError:
-        """The items of a batch, or the first error met; this is what a DataLoader calls."""
-        try:
-            return [self[index] for index in indices]
-        except UserError as error:
-            return UserError(str(error))
-
-
-def build_dataset(
-    name: str, root: str | Path, split: str, *, transform: Transform, tokenizer: Tokenizer | None = None
-) -> StickerDataset:
-    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI` or `EmotionROI`.
-
-    Args:
-        tokenizer: for the texts of `SER`; the others have none and do not use it.
-
-    Raises:
-        UserError: an unknown name or split, or a mistake in the data.
-    """
-    if name not in READERS:
-        raise UserError(f"--dataset: expected one of {', '.join(READERS)}, found {name!r}: choose one of these")
-    tokenizer = tokenizer if name == "SER" else None
-    return StickerDataset(READERS[name](root, split), transform, tokenizer, class_names=CLASS_NAMES[name])
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+WORKER_DEATH = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) "
+    r"(?:is killed by signal: (?P<signal>[^.]+)\.|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
+)
+DEATH_NOTICE_SECONDS = 5
+Batch = dict[str, Any]
 
 
 def build_loader(
     dataset: Dataset,
     *,
     sampler: Sampler[int] | None = None,
-    batch_sampler: Sampler[list[int]] | None = None,
+    batch_sampler: Sampler[list[int]] | Sampler[list[Draw]] | None = None,
     batch_size: int | None = None,
     drop_last: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
     seed: int = 0,
+    prefetch_factor: int = 2,
 ) -> DataLoader:
     """A loader to be read through `batches`; in order where there is no sampler.
 
+    Workers stay from one epoch to the next and use one thread each. They do not heed the signals SIGINT, SIGTERM and
+    SIGUSR1, which a terminal or a scheduler sends to every process of a run: ending them is the main process's part.
+
     Args:
         sampler, batch_size, drop_last: single indices to be put into batches; or
-        batch_sampler: whole batches of indices.
-        seed: of this process; the seeds of its workers derive from it. Workers stay from one epoch to the next.
+        batch_sampler: whole batches of indices or draws.
+        seed: of this process; the seeds of its workers derive from it. A `Draw` brings its own.
+        prefetch_factor: how many batches each worker reads ahead.
     """
     if batch_sampler is not None:
         batching = {"batch_sampler": batch_sampler}
@@ -124,37 +58,110 @@ def build_loader(
         num_workers=num_workers,
         pin_memory=pin_memory,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(seed),
-        persistent_workers=num_workers > 0,
+        **(_worker_settings(prefetch_factor) if num_workers > 0 else {}),
     )
 
 
-def batches(loader: Iterable[Item | UserError]) -> Iterator[Item]:
-    """The batches of a loader, each a dict of tensors with the batch in front.
+def batches(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
+    """The batches of a loader: dicts of tensors with the batch in front, and `skipped`, a list of `BadImage`.
 
-    An exception that leaves a worker arrives wrapped, with the worker's traceback as its message. A worker therefore
-    sends a reader's error as a value in the place of its batch, and here, in the main process, it is raised.
+    A batch of which no image could be read has `skipped` alone. An exception that leaves a worker arrives wrapped,
+    with the worker's traceback as its message. A worker therefore sends a reader's error as a value in the place of
+    its batch, and here, in the main process, it is raised.
 
     Raises:
         UserError: an image of the batch could not be read.
+        RunError: a worker has died. Where that is noticed while the caller works on a batch, PyTorch raises a
+            RuntimeError there, which `worker_death` explains.
     """
-    for batch in loader:
-        if isinstance(batch, UserError):
-            # A new one: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long, to
-            # the garbage collector.
-            raise UserError(str(batch))
-        yield batch
+    death = None
+    try:
+        for batch in _with_deaths(loader):
+            if isinstance(batch, UserError):
+                # A new one: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long,
+                # to the garbage collector.
+                raise UserError(str(batch))
+            yield batch
+    except RuntimeError as error:
+        death = worker_death(error)
+        if death is None:
+            raise
+    if death is not None:  # raised here, as the RuntimeError would tie its frames to this one
+        raise RunError(death)
 
 
-def _collate(items: list[Item] | UserError) -> Item | UserError:
-    """A batch of the items, or the error that came in their place."""
-    return items if isinstance(items, UserError) else default_collate(items)
+def _with_deaths(loader: Iterable[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """What a loader yields; where a worker's end cuts a batch off, the error is the one that `worker_death` explains.
+
+    The main process fetches a batch's memory from its worker. It may find the connection cut a moment before the
+    kernel tells it of the worker's end, upon which PyTorch's handler of SIGCHLD raises its error, here.
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError):
+        time.sleep(DEATH_NOTICE_SECONDS)
+        raise
 
 
-def _start_worker(_worker: int) -> None:
-    """Seeds numpy and random as torch seeded itself here, and leaves the other cores to the other workers."""
-    torch.set_num_threads(1)
-    seed = torch.initial_seed()
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm's augmentation draws from numpy's global generator)
-    random.seed(seed)
+def worker_death(error: RuntimeError) -> str | None:
+    """Says on one line which loader worker has died and of what, or None for an error of another kind.
+
+    PyTorch raises this error from the loader, or from its handler of SIGCHLD anywhere in the main thread.
+    """
+    match = WORKER_DEATH.match(str(error))
+    if match is None:
+        return None
+    worker = f"data loader worker (process {match['pid']})"
+    if match["code"]:
+        return f"{worker} ended with exit code {match['code']}: --num-workers 0 shows why"
+    by = f"was killed by signal {match['signal']}" if match["signal"] else "ended without saying why"
+    return f"{worker} {by}, which is most often for lack of memory: lower --num-workers or --batch-size"
+
+
+def _collate(read: ItemsRead | list[Item] | UserError) -> Batch | UserError:
+    """A batch of the items read, or the error that came in their place."""
+    if isinstance(read, UserError):
+        return read
+    items, bad_images = read if isinstance(read, ItemsRead) else (read, [])
+    return {**(default_collate(items) if items else {}), "skipped": bad_images}
+
+
+class _Worker(multiprocessing.Process):
+    """A worker process, which leaves the signals that end a run to the main process."""
+
+    def start(self) -> None:
+        """Starts the worker; it inherits the signals as blocked, so that none meets it unprepared."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        """Ends a worker that did not end when asked to: by SIGKILL, as SIGTERM does not reach it."""
+        self.kill()
+
+
+def _worker_settings(prefetch_factor: int) -> dict[str, Any]:
+    """Settings of a loader that has workers."""
+    context = copy.copy(multiprocessing.get_context())
+    context.Process = _Worker
+    return {
+        "multiprocessing_context": context,
+        "prefetch_factor": prefetch_factor,
+        "persistent_workers": True,
+    }
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends the workers that are left when the program ends.
+
+    multiprocessing would send them SIGTERM, which they ignore, and wait for them.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report their deaths
+    for worker in workers:
+        worker.kill()

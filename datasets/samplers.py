@@ -1,7 +1,9 @@
 """Which process sees which sample when: repeated augmentation in training, whole batches in evaluation."""
 
 from collections.abc import Callable, Iterator, Sized
+from typing import NamedTuple
 
+import numpy as np
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler, Sampler
 
@@ -49,6 +51,70 @@ def build_train_sampler(
             f"{repeated}, less than --batch-size {batch_size}; each epoch has every sample once, {once} a process"
         )
     return DistributedSampler(samples, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
+
+
+class Draw(NamedTuple):
+    """A training sample and the seed of its augmentation, from 0 to 2**64 - 1."""
+
+    index: int
+    seed: int
+
+
+class TrainBatchSampler(Sampler[list[Draw]]):
+    """The batches of one process in training, each sample with a seed of its own; the last incomplete one is dropped.
+
+    A seed follows from `seed`, the rank, the epoch and the sample's position in it, so that a batch is the same
+    whatever the number of loader workers, and whether the epoch began with it or is continued there.
+
+    Args:
+        order: the order of single samples, as `build_train_sampler` gives it.
+        batch_size: of this process.
+        seed: of the whole run; `rank`: the number of this process.
+        num_batches: where the epoch is to end (`--steps-per-epoch`); None: with the last full batch.
+
+    Raises:
+        UserError: the epoch has fewer than `num_batches` batches.
+    """
+
+    def __init__(
+        self,
+        order: RepeatAugSampler | DistributedSampler,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int,
+        num_batches: int | None = None,
+    ):
+        whole = len(order) // batch_size
+        if num_batches is not None and num_batches > whole:
+            expected = f"expected at most the {whole:,} batches of an epoch"
+            raise UserError(f"--steps-per-epoch {num_batches}: {expected}, found more: lower it to {whole} or less")
+        self.order = order
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.num_batches = whole if num_batches is None else num_batches
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        """Turns to an epoch, of which iteration leaves out the batches before `first_batch`."""
+        if not 0 <= first_batch <= self.num_batches:
+            raise ValueError(f"first batch {first_batch} of an epoch of {self.num_batches} batches")
+        self.order.set_epoch(epoch)
+        self.epoch = epoch
+        self.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        indices = list(self.order)
+        mixed = np.random.SeedSequence((self.seed, self.rank, self.epoch))
+        seeds = np.random.PCG64(mixed).random_raw(len(indices)).tolist()
+        for number in range(self.first_batch, self.num_batches):
+            part = slice(number * self.batch_size, (number + 1) * self.batch_size)
+            yield [Draw(*pair) for pair in zip(indices[part], seeds[part], strict=True)]
+
+    def __len__(self) -> int:
+        """The batches of a whole epoch, wherever iteration starts."""
+        return self.num_batches
 
 
 class EvalBatchSampler(Sampler[list[int]]):

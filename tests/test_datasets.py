@@ -48,7 +48,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def evaluation() -> datasets.loading.Transform:
+def evaluation() -> datasets.transforms.Transform:
     return build_transform(False, input_size=32)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.samplers import EvalBatchSampler, build_train_sampler
+from datasets.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from errors import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "training.json").read_text())["repeated_aug"]
@@ -101,3 +101,67 @@ def test_evaluation_batches_do_not_depend_on_the_number_of_processes(processes, 
 def test_impossible_shares_are_refused(wrong):
     with pytest.raises(ValueError, match="samples, batches of"):
         EvalBatchSampler(*wrong)
+
+
+def train_batches(order, batch_size=16, epoch=0, first_batch=0, **options):
+    sampler = TrainBatchSampler(order, batch_size, **{"seed": 0, "rank": 0} | options)
+    sampler.set_epoch(epoch, first_batch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("repeated_aug", [True, False])
+def test_training_batches_are_the_order_in_full_batches(repeated_aug):
+    order = build(600, repeated_aug=repeated_aug, batch_size=50)
+    for epoch in (0, 3):
+        read = train_batches(order, 50, epoch)
+        order.set_epoch(epoch)
+        indices = list(order)
+        assert len(read) == len(indices) // 50 == len(TrainBatchSampler(order, 50, seed=0, rank=0))
+        assert len(indices) % 50 == (12 if repeated_aug else 0)
+        assert [[draw.index for draw in batch] for batch in read] == [
+            indices[start : start + 50] for start in range(0, len(indices) - 49, 50)
+        ]
+
+
+def test_an_epoch_continued_is_the_rest_of_the_whole_one():
+    order = build(600)
+    whole = train_batches(order, epoch=2)
+    for first_batch in (0, 1, 17, len(whole) - 1, len(whole)):
+        sampler = TrainBatchSampler(order, 16, seed=0, rank=0)
+        sampler.set_epoch(2, first_batch)
+        assert list(sampler) == whole[first_batch:]
+        assert len(sampler) == len(whole)
+    sampler.set_epoch(2)
+    assert list(sampler) == whole
+
+
+@pytest.mark.parametrize("first_batch", [-1, 33])
+def test_a_start_behind_the_epoch_is_refused(first_batch):
+    with pytest.raises(ValueError, match=f"first batch {first_batch} of an epoch of 32 batches"):
+        TrainBatchSampler(build(600), 16, seed=0, rank=0).set_epoch(0, first_batch)
+
+
+def test_seeds_differ_by_position_epoch_process_and_run():
+    order = build(600)
+    runs = [
+        train_batches(order),
+        train_batches(order, epoch=1),
+        train_batches(order, rank=1),
+        train_batches(order, seed=1),
+        train_batches(order, seed=1, rank=1, epoch=1),
+    ]
+    seeds = [draw.seed for batches in runs for batch in batches for draw in batch]
+    assert len(seeds) == len(set(seeds)) == 5 * 512
+    assert min(seeds) >= 0
+    assert 2**62 < max(seeds) < 2**64
+    assert runs[0] == train_batches(order)
+
+
+def test_a_shorter_epoch_begins_as_the_whole_one():
+    order = build(600)
+    assert train_batches(order, num_batches=5) == train_batches(order)[:5]
+    assert train_batches(order, num_batches=5, first_batch=3) == train_batches(order)[3:5]
+    assert len(TrainBatchSampler(order, 16, seed=0, rank=0, num_batches=5)) == 5
+    assert train_batches(order, num_batches=32) == train_batches(order)
+    with pytest.raises(UserError, match=r"--steps-per-epoch 33: .* the 32 batches of an epoch.* lower it to 32"):
+        TrainBatchSampler(order, 16, seed=0, rank=0, num_batches=33)

@@ -1,0 +1,159 @@
+"""The torch data set: samples read as tensors, and what happens where an image cannot be read."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.files import printable
+from datasets.images import read_image
+from datasets.randomness import seeded
+from datasets.samplers import Draw
+from datasets.text import Tokenizer
+from datasets.transforms import Transform
+from errors import UserError
+
+READERS: dict[str, Callable[[str | Path, str], list[Sample]]] = {
+    "SER": read_ser,
+    "SER_V": read_ser,
+    "FI": read_fi,
+    "EmotionROI": read_emotion_roi,
+}
+MAX_REPLACEMENTS = 10
+Item = dict[str, Any]
+OnBadImage = Literal["error", "skip", "replace"]
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read: its place in the data set, its file and why."""
+
+    index: int
+    path: str
+    reason: str
+
+
+class ItemsRead(NamedTuple):
+    """The items of a batch, and the images that could not be read for it."""
+
+    items: list[Item]
+    bad_images: list[BadImage]
+
+
+class StickerDataset(Dataset):
+    """Images with their labels and, with a tokenizer, their texts as word ids.
+
+    An item has `image` (3, H, W), `label` and `index`, and with a tokenizer `word_ids` (30,) and `word_mask` (30,).
+    Texts are tokenised here, each distinct text once. The key of an item is its index, or a `Draw`, which has a seed
+    for its augmentation: the item then depends on nothing else, and the generators of this process stay as they are.
+
+    Reading a single item raises UserError where its image is broken. A loader asks for the items of a whole batch;
+    there `on_bad_image` tells what becomes of such an image:
+        error: it ends the run;
+        skip: the batch is smaller by it, for evaluation;
+        replace: the next image of the data set takes its place, with the same seed, for training.
+
+    Attributes:
+        samples: the list of samples; `labels`: their labels; `class_names`: the names of the labels.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: Transform,
+        tokenizer: Tokenizer | None = None,
+        *,
+        class_names: Sequence[str] = (),
+        on_bad_image: OnBadImage = "error",
+    ):
+        self.samples = list(samples)
+        self.labels = [sample.label for sample in self.samples]
+        self.class_names = tuple(class_names)
+        self.transform = transform
+        self.on_bad_image = on_bad_image
+        self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
+        if tokenizer is not None:
+            encoded = tokenizer.encode_all(sample.text for sample in self.samples)
+            self.words = torch.stack([torch.stack(tensors) for tensors in encoded.values()])
+            rows = {text: row for row, text in enumerate(encoded)}
+            self.rows = torch.tensor([rows[sample.text] for sample in self.samples])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | Draw) -> Item:
+        if isinstance(key, Draw):
+            with seeded(key.seed):
+                return self[key.index]
+        sample = self.samples[key]
+        image = read_image(sample.path)
+        try:
+            image = self.transform(image)
+        except UserError as error:
+            raise UserError(f"{printable(sample.path)}: {error}") from error
+        item = {"image": image, "label": sample.label, "index": key}
+        if self.words is not None:
+            item["word_ids"], item["word_mask"] = self.words[self.rows[key]]
+        return item
+
+    def __getitems__(self, keys: Sequence[int | Draw]) -> ItemsRead | UserError:
+        """The items of a batch, or the error that is to end the run; this is what a DataLoader calls."""
+        read = ItemsRead([], [])
+        try:
+            for key in keys:
+                self._read_into(read, key)
+        except UserError as error:
+            return UserError(str(error))
+        return read
+
+    def _read_into(self, read: ItemsRead, key: int | Draw) -> None:
+        """Adds an item, or what `on_bad_image` has in its place, to those read."""
+        attempts = min(MAX_REPLACEMENTS, len(self)) if self.on_bad_image == "replace" else 1
+        for _ in range(attempts):
+            index = key.index if isinstance(key, Draw) else key
+            try:
+                read.items.append(self[key])
+                return
+            except UserError as error:
+                if self.on_bad_image == "error":
+                    raise
+                path = printable(self.samples[index].path)
+                read.bad_images.append(BadImage(index, path, str(error).removeprefix(f"{path}: ")))
+            following = (index + 1) % len(self)
+            key = Draw(following, key.seed) if isinstance(key, Draw) else following
+        if self.on_bad_image == "replace":
+            first = read.bad_images[-attempts]
+            found = f"{attempts} in a row that cannot be read"
+            raise UserError(f"{first.path}: expected readable images from here on, found {found}: {first.reason}")
+
+
+def build_dataset(
+    name: str,
+    root: str | Path,
+    split: str,
+    *,
+    transform: Transform,
+    tokenizer: Tokenizer | None = None,
+    on_bad_image: OnBadImage = "error",
+) -> StickerDataset:
+    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI` or `EmotionROI`.
+
+    Args:
+        tokenizer: for the texts of `SER`; the others have none and do not use it.
+        on_bad_image: what becomes of an image that cannot be read (see `StickerDataset`).
+
+    Raises:
+        UserError: an unknown name or split, or a mistake in the data.
+    """
+    if name not in READERS:
+        raise UserError(f"--dataset: expected one of {', '.join(READERS)}, found {name!r}: choose one of these")
+    return StickerDataset(
+        READERS[name](root, split),
+        transform,
+        tokenizer if name == "SER" else None,
+        class_names=CLASS_NAMES[name],
+        on_bad_image=on_bad_image,
+    )
