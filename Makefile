@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set test lint benchmark clean
+.PHONY: install demo demo-v demo-set test test-faults fuzz lint benchmark clean
 
 install: $(VENV)/installed
 
@@ -37,6 +37,12 @@ demo-v: demo-set
 
 test: install lint
 	$(PYTHON) -m pytest
+
+test-faults: install
+	$(PYTHON) -m pytest tests/test_resume.py --faults
+
+fuzz: install
+	for reader in annotations images config checkpoints; do $(PYTHON) tools/fuzz.py $$reader --count 20000 || exit 1; done
 
 lint: install
 	$(PYTHON) -m ruff check .

@@ -1,8 +1,7 @@
-"""Builders of a run's parts from its options: starting weights, data, model, optimizer, schedule, loaders."""
+"""Builders of a run's parts from its options: data, loaders, optimizer, schedule, loss."""
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,14 +15,12 @@ from torch.utils.data import DataLoader
 
 import datasets
 from errors import UserError
-from models import check_image_size, create_model
-from utils.checkpoint import load_state, newest_checkpoint, read_checkpoint
-from utils.distributed import Processes, failing_together, gather
+from models import check_image_size
+from starting import build_model, count_parameters, read_start, resolve_resume
+from utils.distributed import Processes, failing_together
 from utils.logging import describe_run, print0
 from utils.randomness import make_deterministic, set_seeds
-from utils.text_encoder import load_text_encoder
 
-DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 IMAGES_OF_LR = 512  # images a step that --lr is meant for
 
 
@@ -75,88 +72,6 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
 
 
-def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
-    """Puts the file that `--resume auto` stands for into the options, '' where there is none yet.
-
-    Process 0 looks, and all take what it found: the output folder is shared, but a look may come too early.
-    """
-    if options.resume != "auto":
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-            print0("warning: the launcher has started this run again, and without --resume auto it loses what was done")
-        return
-    found = None
-    with failing_together():
-        if processes.is_main:
-            found = newest_checkpoint(Path(options.output_dir), checkpoint_stem(options.model))
-    options.resume = str(gather(found)[0] or "")
-    if options.eval and not options.resume:
-        raise UserError(f"--resume auto: no checkpoint in --output-dir {options.output_dir}")
-    if not options.resume:
-        print0(f"--resume auto: no checkpoint in {options.output_dir} yet, the run starts afresh")
-
-
-def checkpoint_stem(model: str) -> str:
-    """How the names of a model's checkpoints begin."""
-    return "checkpoint_v" if model == "lora_v" else "checkpoint"
-
-
-def checkpoint_name(options: argparse.Namespace, which: str = "") -> str:
-    """`checkpoint.pth` or `checkpoint_v.pth` for the newest, `_best` before the dot for the best epoch."""
-    return f"{checkpoint_stem(options.model)}{which}.pth"
-
-
-def read_start(options: argparse.Namespace) -> dict[str, Any]:
-    """What the run starts from: a checkpoint (--resume, --finetune), or a pretrained text encoder, or nothing.
-
-    `bert_config` and `tokenizer` are there for LORA, `model` where there is a checkpoint, `text_state` otherwise.
-    """
-    flag = "--resume" if options.resume else "--finetune"
-    path = options.resume or options.finetune
-    if not path:
-        if options.model == "lora_v":
-            return {}
-        encoder = load_text_encoder(options.bert_model)
-        return {
-            "bert_config": encoder.config,
-            "text_state": encoder.state,
-            "tokenizer": datasets.Tokenizer(encoder.vocabulary),
-        }
-    start = read_checkpoint(path, flag)
-    found = "lora" if any(name.startswith("text_model.") for name in start["model"]) else "lora_v"
-    if found != options.model:
-        script = {"lora": "main.py", "lora_v": "main_V.py"}[found]
-        raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {script}")
-    for name in ("backbone", "alpha", "locals", "hidden_dim"):
-        asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
-        if asked != trained:
-            raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
-    if options.model == "lora":
-        start["tokenizer"] = find_tokenizer(options, start.get("vocabulary_sha256"))
-    return start
-
-
-def flag_value(name: str, value: Any) -> str:
-    """An option as one types it."""
-    return f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
-
-
-def find_tokenizer(options: argparse.Namespace, sha256: str | None) -> datasets.Tokenizer:
-    """The tokenizer of a checkpoint: of `weights/vocab.txt`, else of the vocabulary in the folder of --bert-model.
-
-    Args:
-        sha256: the vocabulary's checksum; None for a published checkpoint, which has BERT's own.
-    """
-    for path in (DEFAULT_VOCABULARY, Path(options.bert_model) / "vocab.txt"):
-        if path.is_file():
-            tokenizer = datasets.Tokenizer(path)
-            if sha256 in (None, tokenizer.sha256):
-                return tokenizer
-    raise UserError(
-        f"--resume: the checkpoint's vocabulary is neither {DEFAULT_VOCABULARY} nor in --bert-model "
-        f"{options.bert_model}: name the folder of its text encoder with --bert-model"
-    )
-
-
 def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, datasets.StickerDataset]:
     """The splits that the run reads; the published protocol never reads val."""
     if options.eval:
@@ -188,48 +103,6 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
     return data
-
-
-def build_model(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:
-    """The network with the weights that it starts from."""
-    names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
-    names += ("hidden_dim", "backbone", "tunebert")
-    settings = {name: getattr(options, name) for name in names}
-    model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
-    if "text_state" in start:
-        source = f"--bert-model {options.bert_model}"
-        print0(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
-    if options.visfinetune and not start.get("model"):
-        source = f"--visfinetune {options.visfinetune}"
-        state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
-        print0(load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head))
-    elif options.visfinetune:
-        print0(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
-    if options.resume:
-        print0(load_state(model, start["model"], f"--resume {options.resume}"))
-    elif options.finetune:
-        print0(load_state(model, start["model"], f"--finetune {options.finetune}", may_leave=is_head))
-    return model
-
-
-def is_pooler(name: str) -> bool:
-    """BERT's pooler, whose output is not used."""
-    return name.startswith("pooler.")
-
-
-def is_local(name: str) -> bool:
-    """What local re-attention adds to the backbone."""
-    return name.startswith(("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj"))
-
-
-def is_head(name: str) -> bool:
-    """The classifier."""
-    return name.startswith("head.")
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters learn."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def amp_dtype(options: argparse.Namespace, device: torch.device) -> torch.dtype:

@@ -89,7 +89,7 @@ class Run:
 
 def command(processes, script="main_V.py", *launcher_arguments):
     """The command line up to the script's own arguments."""
-    if processes == 1:
+    if processes == 1 and not launcher_arguments:
         return [sys.executable, script]
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"]
     port = [] if launcher_arguments else [f"--master_port={free_port()}"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import Predictions, evaluate, merge_predictions, train_one_epoch
+from engine import LossRecord, Predictions, evaluate, merge_predictions, train_one_epoch
 from errors import UserError
 
 CPU = torch.device("cpu")
@@ -23,10 +23,16 @@ def make_model():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
 
 
-def train(model, batches, **settings):
+def train(model, batches, *, names=(), **settings):
+    batches, losses = list(batches), LossRecord(names)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return train_one_epoch(model, nn.CrossEntropyLoss(), batches, optimizer, device=CPU, scaler=scaler, **settings)
+    settings = {"scaler": torch.amp.GradScaler("cpu", enabled=False), "num_batches": len(batches)} | settings
+    train_one_epoch(model, nn.CrossEntropyLoss(), batches, optimizer, device=CPU, losses=losses, **settings)
+    return losses.mean()
+
+
+def flat(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
 def test_an_epoch_is_plain_gradient_descent():
@@ -53,6 +59,28 @@ def test_clipping_bounds_the_step():
     assert change.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("clip_grad", [None, 0.05])
+def test_accumulated_batches_are_one_large_batch_and_the_last_step_takes_what_is_left(clip_grad):
+    """5 batches, 2 a step: the third step has one batch alone."""
+    model, expected = make_model(), make_model()
+    batches, done = list(make_batches(count=5)), []
+    train(model, batches, accumulate=2, clip_grad=clip_grad, after_step=done.append)
+    for group in (batches[:2], batches[2:4], batches[4:]):
+        large = {name: torch.cat([batch[name] for batch in group]) for name in group[0]}
+        train(expected, [large], clip_grad=clip_grad)
+    torch.testing.assert_close(flat(model), flat(expected))
+    assert done == [2, 4, 5]
+
+
+def test_an_epoch_goes_on_where_it_stopped():
+    model, expected = make_model(), make_model()
+    batches = list(make_batches(count=5))
+    train(expected, batches, accumulate=2)
+    train(model, batches[:2], accumulate=2, num_batches=5)
+    train(model, batches[2:], accumulate=2, num_batches=5, first_batch=2)
+    assert torch.equal(flat(model), flat(expected))
+
+
 def test_mixed_precision_keeps_weights_and_loss_in_float32():
     model = make_model()
     full = train(make_model(), make_batches())
@@ -64,8 +92,8 @@ def test_loss_that_is_not_finite_names_step_and_samples():
     batches = list(make_batches())
     batches[2]["image"][0, 0, 0, 0] = torch.inf
     names = [f"sticker{number}.png" for number in range(24)]
-    with pytest.raises(UserError, match=r"step 2 .*(nan|inf).*sticker12\.png.*sticker17\.png"):
-        train(make_model(), batches, sample_names=names)
+    with pytest.raises(UserError, match=r"batch 2 .*(nan|inf).*sticker12\.png.*sticker17\.png"):
+        train(make_model(), batches, names=names)
 
 
 def test_evaluation_is_in_evaluation_mode_and_takes_no_batches():

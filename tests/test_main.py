@@ -82,6 +82,8 @@ def test_evaluation_repeats_the_figures_with_any_number_of_processes(
         assert finished.code == 0, finished.output
         found = json.loads((folder / f"{checkpoint.stem}_test.json").read_text())
         assert {**found, "run": None} == {**expected, "run": None}, name
+        predictions = f"{checkpoint.stem}_test.csv"
+        assert (folder / predictions).read_bytes() == (trained[model] / predictions).read_bytes(), name
 
 
 def test_two_processes_train_with_the_published_launcher(sticker_set, small_bert, run_script, tmp_path):
@@ -241,7 +243,7 @@ def test_loss_that_is_not_finite_stops_the_run_with_the_batch_named(trained, sti
     torch.save(state, tmp_path / "nan.pth")
     given = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out", "--finetune", tmp_path / "nan.pth"]
     finished = run_here("main_V.py", *given)
-    assert_one_line_error(finished, "step 0", "loss is nan", str(sticker_set / "Images" / "squares"))
+    assert_one_line_error(finished, "batch 0 of the epoch", "loss is nan", str(sticker_set / "Images" / "squares"))
     assert not (tmp_path / "out" / "checkpoint_v.pth").exists()
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 
 import pytest
 import torch
@@ -181,17 +182,23 @@ def test_auto_passes_over_a_damaged_checkpoint(sticker_set, tmp_path):
     assert "none of the 4 checkpoints" in run.output
 
 
+def is_listening(port):
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_launcher_restarts_a_killed_process(nodes, sticker_set, undisturbed, tmp_path):
     """`--max-restarts`: of two processes one is killed, both start again; of two launchers one is replaced."""
     port = free_port()
     launcher = [f"--nnodes={nodes}", "--max-restarts=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
-    launcher += ["--monitor-interval=0.1", "--rdzv-conf=timeout=60,last_call_timeout=1,join_timeout=60"]
+    launcher += ["--monitor-interval=0.1", "--rdzv-conf=last_call_timeout=1,keep_alive_interval=1"]
 
     def start():
         given = [*TRAINING, "--data-path", sticker_set, "--output_dir", tmp_path, "--resume", "auto"]
         given += ["--num_workers", 0]
-        return Run(*command(2 // nodes, "main_V.py", "--local-addr=127.0.0.1", *launcher), *given)
+        environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/multi-node.md says why
+        return Run(*command(2 // nodes, "main_V.py", "--local-addr=127.0.0.1", *launcher), *given, env=environment)
 
     if nodes == 1:
         run = start()
@@ -199,6 +206,7 @@ def test_launcher_restarts_a_killed_process(nodes, sticker_set, undisturbed, tmp
         os.kill(run.family()[-1], signal.SIGKILL)
     else:
         run = start()
+        run.wait_for(lambda run: is_listening(port))  # the launcher that stays keeps the rendezvous
         other = start()
         both = lambda: run.output + other.output  # noqa: E731
         run.wait_for(lambda run: step_line(2, 3) in both())

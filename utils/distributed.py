@@ -73,7 +73,7 @@ def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
     """A name that the processes of this start share, and no earlier start had.
 
     A launcher that starts the processes again (--max-restarts) keeps its store, in which the addresses of those that
-    ended still stand. Each process leaves a name of its own; process 0 tells all names until each has seen its own.
+    ended still stand. Each process leaves a name of its own; process 0 tells all names until each has seen its own among them.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + timeout
     store.set(f"here/{rank}", own)
@@ -81,10 +81,10 @@ def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
         if rank == 0:
             names = [store.get(f"here/{other}").decode() for other in range(world_size)]
             store.set("here", " ".join(names))
-            if all(store.check([f"seen/{name}"]) for name in names[1:]):
+            if all(store.check([f"seen/{own}/{name}"]) for name in names[1:]):
                 return own
         elif own in (names := store.get("here").decode().split()):
-            store.set(f"seen/{own}", "")
+            store.set(f"seen/{names[0]}/{own}", "")
             return names[0]
         time.sleep(0.02)
     raise ValueError(f"the {world_size} processes did not come together within {timeout:g} s")
