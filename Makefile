@@ -39,7 +39,7 @@ test: install lint
 	$(PYTHON) -m pytest
 
 test-faults: install
-	$(PYTHON) -m pytest tests/test_resume.py --faults
+	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py
 
 fuzz: install
 	for reader in annotations images config checkpoints; do $(PYTHON) tools/fuzz.py $$reader --count 20000 || exit 1; done

@@ -37,7 +37,14 @@ BERT = {
 
 
 def pytest_addoption(parser):
-    parser.addoption("--faults", action="store_true", help="kill runs at many more places")
+    parser.addoption("--faults", action="store_true", help="kill runs at many more places, and in more ways")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves the tests marked `faults` to `make test-faults`."""
+    if not config.getoption("--faults"):
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("faults")])
+        items[:] = [item for item in items if not item.get_closest_marker("faults")]
 
 
 class Finished(NamedTuple):

@@ -73,7 +73,8 @@ def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
     """A name that the processes of this start share, and no earlier start had.
 
     A launcher that starts the processes again (--max-restarts) keeps its store, in which the addresses of those that
-    ended still stand. Each process leaves a name of its own; process 0 tells all names until each has seen its own among them.
+    ended still stand. Each process leaves a name of its own; process 0 tells all names until each process has seen its
+    own among them.
     """
     own, end = uuid.uuid4().hex, time.monotonic() + timeout
     store.set(f"here/{rank}", own)
