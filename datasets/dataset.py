@@ -17,7 +17,7 @@ from datasets.text import Tokenizer
 from datasets.transforms import Transform
 from errors import UserError
 
-READERS: dict[str, Callable[[str | Path, str], list[Sample]]] = {
+READERS: dict[str, Callable[..., list[Sample]]] = {
     "SER": read_ser,
     "SER_V": read_ser,
     "FI": read_fi,

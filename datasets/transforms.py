@@ -74,11 +74,16 @@ class _Resize:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The resized picture; raises UserError for one so elongated that it would outgrow Pillow's limit."""
-        scale = max(self.size[0] / image.height, self.size[1] / image.width)
-        if Image.MAX_IMAGE_PIXELS and image.height * image.width * scale**2 > Image.MAX_IMAGE_PIXELS:
-            found = f"{image.width} x {image.height}"
-            raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")
+        """The resized picture; raises UserError (see `check_proportions`)."""
+        check_proportions(image, self.size)
         is_square = self.size[0] == self.size[1]
         size = self.size[0] if is_square else ResizeKeepRatio.get_params(image, self.size, longest=0)
         return functional.resize(image, size, transforms.InterpolationMode.BICUBIC)
+
+
+def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
+    """Raises UserError for a picture so elongated that it outgrows Pillow's limit where it covers (height, width)."""
+    scale = max(size[0] / image.height, size[1] / image.width)
+    if Image.MAX_IMAGE_PIXELS and image.height * image.width * scale**2 > Image.MAX_IMAGE_PIXELS:
+        found = f"{image.width} x {image.height}"
+        raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")
