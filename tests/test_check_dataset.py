@@ -217,10 +217,9 @@ def test_the_text_shows_twenty_of_a_kind_and_the_file_all(tmp_path, capsys):
 
 
 def make_test_split(root: Path, counts: list[int]) -> Path:
-    """SER30K's layout with a test split of the counts by label; its images are missing."""
+    """SER30K's layout with a test split of the counts by label, all of one image."""
     make_ser(root)
-    labels = [label for label, count in enumerate(counts, start=1) for _ in range(count)]
-    entries = [entry(f"{number}.png", label) for number, label in enumerate(labels)]
+    entries = [entry("test3.png", label) for label, count in enumerate(counts, start=1) for _ in range(count)]
     write_list(root / "Annotations" / "test.json", {"annotations": entries})
     return root
 
@@ -242,14 +241,23 @@ PUBLISHED = [305, 2251, 42, 165, 672, 550, 2163]
     ],
 )
 def test_the_order_of_labels_is_judged_by_the_published_counts(tmp_path, capsys, counts, verdict, text):
-    _, report = run(make_test_split(tmp_path / "set", counts))
+    code, report = run(make_test_split(tmp_path / "set", counts))
+    assert (code, report["ok"]) == ((1, False) if verdict == "refuted" else (0, True))
     assert report["label_order"]["verdict"] == verdict
     assert text in report["label_order"]["text"]
     assert f"order of the labels {verdict}: " in capsys.readouterr().out
 
 
-def test_a_refuted_order_of_labels_is_wrong():
+def test_a_refuted_order_has_the_order_implied():
     assert check_dataset.check_label_order(PUBLISHED[::-1])["implied"] == list(CLASS_NAMES["SER"][::-1])
+
+
+def test_of_many_equal_images_the_text_names_a_few(tmp_path):
+    _, report = run(make_test_split(tmp_path / "set", [10]))
+    (finding,) = report["findings"]["duplicates_within_splits"]
+    assert len(finding["images"]) == 10
+    assert finding["text"].count("test3.png") == 4
+    assert finding["text"].endswith(" = 6 more")
 
 
 def test_processes_find_the_same_as_one(tmp_path):

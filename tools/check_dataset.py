@@ -37,6 +37,7 @@ from errors import RunError, UserError
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in the order of CLASS_NAMES
 PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to
 SHOWN = 20  # findings of a kind in the text
+SHOWN_ALIKE = 4  # images of a group of equal ones
 KINDS = {
     "unreadable_lists": "lists that cannot be read",
     "wrong_entries": "wrong entries",
@@ -197,7 +198,8 @@ def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked]
         if len(images) > 1:
             where = [image["split"] for image in images]
             kind = "duplicates_across_splits" if len(set(where)) > 1 else "duplicates_within_splits"
-            text = " = ".join(f"{image['split']} {printable(image['path'])}" for image in images)
+            text = " = ".join(f"{image['split']} {printable(image['path'])}" for image in images[:SHOWN_ALIKE])
+            text += f" = {len(images) - SHOWN_ALIKE:,} more" if len(images) > SHOWN_ALIKE else ""
             text += ", with different labels" if len({image["label"] for image in images}) > 1 else ""
             findings[kind].append({"sha256": sha256, "images": images, "text": text})
 
