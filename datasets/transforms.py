@@ -38,7 +38,7 @@ def build_transform(
     if not is_train:
         return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else tuple(input_size))
     try:
-        return create_transform(
+        transform = create_transform(
             input_size,
             is_training=True,
             color_jitter=color_jitter,
@@ -53,6 +53,15 @@ def build_transform(
             f"--aa {auto_augment}, --train-interpolation {interpolation}, --remode {remode}: expected what timm knows, "
             f"found {type(error).__name__} {error}: correct the flag"
         ) from error
+    for step in transform.transforms:
+        if isinstance(step, transforms.Normalize):
+            step.inplace = True  # the tensor before it is a new one; the values are the same
+    return transform
+
+
+def first_size(transform: transforms.Compose) -> tuple[int, int]:
+    """(height, width) that the first step of a transform of `build_transform` crops or resizes to."""
+    return tuple(transform.transforms[0].size)
 
 
 def _evaluation_transform(size: tuple[int, int]) -> Transform:
@@ -62,7 +71,7 @@ def _evaluation_transform(size: tuple[int, int]) -> Transform:
             _Resize(tuple(int(256 / 224 * side) for side in size)),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, inplace=True),
         ]
     )
 
