@@ -1,19 +1,31 @@
 """The annotations of SER30K, FI and EmotionROI: which images a split has, with labels and texts."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets.files import mistake, printable, reason, shown
 from datasets.placing import place
-from datasets.records import check_type, entry_mistake, field, label_field, read_json, read_text
+from datasets.records import (
+    Report,
+    UnknownLabel,
+    check_type,
+    entry_mistake,
+    field,
+    label_field,
+    read_json,
+    read_text,
+    stop,
+)
 from errors import UserError
 
 SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
 FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 CLASS_NAMES = {"SER": SER_NAMES, "SER_V": SER_NAMES, "FI": FI_NAMES, "EmotionROI": EMOTION_ROI_NAMES}
+SPLITS = {name: ("train", "val", "test") if name in ("SER", "SER_V") else ("train", "test") for name in CLASS_NAMES}
 GIVE_ROOT = "complete the data set, or give its folder with --data-path"
 
 
@@ -34,65 +46,78 @@ class Entry(NamedTuple):
     text: str = ""
 
 
-def read_ser(root: str | Path, split: str) -> list[Sample]:
+def read_ser(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
     """Reads a split of SER30K: `train`, `val` or `test`.
 
     Args:
         root: the folder `SER_Dataset`, or the folder that it stands in. The lists of `Annotations/image-level` come
             before those of `Annotations`; the two are never mixed, as their splits may overlap. `Images` may be a
             link to another disk; nothing below it may lead out of it.
+        report: is called with each mistake in an entry; where it returns, the others are read on. Entries whose
+            images are missing (MissingImages) are then among the samples, other wrong ones are not.
 
     Raises:
         UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
     """
-    _check_split("SER30K", split, ("train", "val", "test"))
+    _check_split("SER30K", split, SPLITS["SER"])
     root = _ser_folder(Path(root))
     source = _ser_lists(root) / f"{split}.json"
     content = check_type(read_json(source), dict, source, "the file")
     entries = field(content, "annotations", list, source, "the file")
-    return _samples(source, root / "Images", _ser_entries(source, entries))
+    return _samples(source, root / "Images", enumerate(entries), _ser_entry, report)
 
 
-def read_fi(root: str | Path, split: str) -> list[Sample]:
+def read_fi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
     """Reads a split of FI, `train` or `test`: from the list `<split>.json` if there is one, else from class folders.
 
     In a class folder every file is an image, hidden ones excepted; upper and lower case of its name do not matter.
 
     Raises:
-        UserError: as `read_ser`.
+        UserError: as `read_ser`, with `report` as there.
     """
-    _check_split("FI", split, ("train", "test"))
+    _check_split("FI", split, SPLITS["FI"])
     root = _check_folder(Path(root), "FI's folder")
     source = root / f"{split}.json"
     if os.path.lexists(source):
-        return _samples(source, root, _listed(source, FI_NAMES, path_at=0, below=split))
+        parse = partial(_pair, names=FI_NAMES, path_at=0, below=split)
+        return _samples(source, root, _listed(source), parse, report)
     folder = _check_folder(root / split, f"the class folders of {split}, or the list {source.name} beside it")
-    return _samples(folder, root, _in_class_folders(folder, FI_NAMES))
+    return _samples(folder, root, _in_class_folders(folder, FI_NAMES, report), _class_file, report)
 
 
-def read_emotion_roi(root: str | Path, split: str) -> list[Sample]:
+def read_emotion_roi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
     """Reads a split of EmotionROI, `train` or `test`: from the list `<split>.json` if there is one, else from the
     official split `training_testing_split/{training,testing}.txt`, whose lines count from 1.
 
     Raises:
-        UserError: as `read_ser`.
+        UserError: as `read_ser`, with `report` as there.
     """
-    _check_split("EmotionROI", split, ("train", "test"))
+    _check_split("EmotionROI", split, SPLITS["EmotionROI"])
     root = _check_folder(Path(root), "EmotionROI's folder")
     source = root / f"{split}.json"
     if os.path.lexists(source):
-        return _samples(source, root, _listed(source, EMOTION_ROI_NAMES, path_at=1, below=""))
+        parse = partial(_pair, names=EMOTION_ROI_NAMES, path_at=1, below="")
+        return _samples(source, root, _listed(source), parse, report)
     source = root / "training_testing_split" / f"{split}ing.txt"
-    return _samples(source, root, _in_lines(source, EMOTION_ROI_NAMES))
+    return _samples(source, root, _lines(source), _line_entry, report)
 
 
-def _samples(source: Path, root: Path, entries: Iterable[Entry]) -> list[Sample]:
-    """The samples of a list's entries, of which there must be one, with their images found."""
-    entries = list(entries)
-    if not entries:
+def _samples(
+    source: Path, root: Path, rows: Iterable[tuple], parse: Callable[..., Entry], report: Report
+) -> list[Sample]:
+    """The samples of a list, which must have a row: each row's entry, as `parse` reads it, with its image found."""
+    entries, count = [], 0
+    for row in rows:
+        count += 1
+        try:
+            entries.append(parse(source, *row))
+        except UserError as error:
+            report(error)
+    if not count:
         raise mistake(source, "at least one image", "an empty split", "complete the data set")
-    paths = place(source, root, [(entry.where, entry.parts) for entry in entries])
-    return [Sample(path, entry.label, entry.text) for path, entry in zip(paths, entries, strict=True)]
+    paths = place(source, root, [(entry.where, entry.parts) for entry in entries], report)
+    pairs = zip(paths, entries, strict=True)
+    return [Sample(path, entry.label, entry.text) for path, entry in pairs if path is not None]
 
 
 def _ser_folder(root: Path) -> Path:
@@ -111,55 +136,70 @@ def _ser_lists(root: Path) -> Path:
     return folder if has_lists else folder.parent
 
 
-def _ser_entries(source: Path, entries: list) -> Iterator[Entry]:
-    """The entries of a list of SER30K, whose labels count from 1."""
-    for number, entry in enumerate(entries):
-        where = f"entry {number}"
-        check_type(entry, dict, source, where)
-        topic, file_name, text = (field(entry, key, str, source, where) for key in ("topic", "file_name", "text"))
-        for key in ("topic", "file_name"):
-            if not entry[key]:
-                raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
-        label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
-        yield Entry(where, (topic, file_name), label, text)
+def _ser_entry(source: Path, number: int, entry: Any) -> Entry:
+    """An entry of a list of SER30K, whose labels count from 1."""
+    where = f"entry {number}"
+    check_type(entry, dict, source, where)
+    topic, file_name, text = (field(entry, key, str, source, where) for key in ("topic", "file_name", "text"))
+    for key in ("topic", "file_name"):
+        if not entry[key]:
+            raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
+    label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
+    return Entry(where, (topic, file_name), label, text)
 
 
-def _listed(source: Path, names: tuple[str, ...], *, path_at: int, below: str) -> Iterator[Entry]:
-    """The entries of a JSON list of pairs: a path below `below`, at `path_at`, and the class id, counted from 0."""
-    for number, entry in enumerate(check_type(read_json(source), list, source, "the file")):
-        where = f"entry {number}"
-        if len(check_type(entry, list, source, where)) != 2:
-            raise entry_mistake(source, where, "a path and a class id", f"{len(entry)} values")
-        path = field(entry, path_at, str, source, where)
-        label = label_field(entry, 1 - path_at, range(len(names)), source, where)
-        yield Entry(where, (below, path), label)
+def _listed(source: Path) -> Iterable[tuple[int, Any]]:
+    """The numbered values of a JSON list."""
+    return enumerate(check_type(read_json(source), list, source, "the file"))
 
 
-def _in_lines(source: Path, names: tuple[str, ...]) -> Iterator[Entry]:
-    """The entries of a text file of paths below `images/`, whose first folder is the class."""
+def _pair(source: Path, number: int, pair: Any, *, names: tuple[str, ...], path_at: int, below: str) -> Entry:
+    """An entry that is a path below `below`, at `path_at`, and a class id, counted from 0."""
+    where = f"entry {number}"
+    if len(check_type(pair, list, source, where)) != 2:
+        raise entry_mistake(source, where, "a path and a class id", f"{len(pair)} values")
+    path = field(pair, path_at, str, source, where)
+    label = label_field(pair, 1 - path_at, range(len(names)), source, where)
+    return Entry(where, (below, path), label)
+
+
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a text file, empty ones left out."""
     for number, line in enumerate(read_text(source).split("\n"), start=1):
         if line := line.strip():
-            name, slash, _ = line.partition("/")
-            if not slash or name.casefold() not in names:
-                expected = f"a path that starts with one of the folders {', '.join(names)}"
-                raise entry_mistake(source, f"line {number}", expected, shown(line))
-            yield Entry(f"line {number}", ("images", line), names.index(name.casefold()))
+            yield number, line
 
 
-def _in_class_folders(folder: Path, names: tuple[str, ...]) -> Iterator[Entry]:
-    """The files of a split in folders named as their classes, in the order of their names."""
+def _line_entry(source: Path, number: int, line: str) -> Entry:
+    """A line of EmotionROI's official split: a path below `images/`, whose first folder is the class."""
+    name, slash, _ = line.partition("/")
+    if not slash or name.casefold() not in EMOTION_ROI_NAMES:
+        expected = f"a path that starts with one of the folders {', '.join(EMOTION_ROI_NAMES)}"
+        raise entry_mistake(source, f"line {number}", expected, shown(line), UnknownLabel)
+    return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()))
+
+
+def _in_class_folders(folder: Path, names: tuple[str, ...], report: Report) -> Iterator[tuple[str, str, int]]:
+    """Folder, name and label of the files of a split in folders named as their classes, in the order of their names."""
     try:
         found = {name: _visible(folder / name) for name in _visible(folder, folders=True)}
     except OSError as error:
         raise mistake(folder, "class folders that can be read", reason(error), GIVE_ROOT) from error
     strange = [name for name in found if name.casefold() not in names]
     lacking = sorted(set(names).difference(name.casefold() for name in found))
-    if strange or lacking:
-        problem = f"{printable(strange[0])} as well" if strange else f"no {', '.join(lacking)}"
-        raise mistake(folder, f"the class folders {', '.join(names)}", problem, "complete or rename the folders")
+    expected, remedy = f"the class folders {', '.join(names)}", "complete or rename the folders"
+    for name in strange:
+        report(UnknownLabel(str(mistake(folder, expected, f"{printable(name)} as well", remedy))))
+    if lacking:
+        report(mistake(folder, expected, f"no {', '.join(lacking)}", remedy))
     for name, files in found.items():
-        for file in files:
-            yield Entry(f"class folder {name}", (folder.name, name, file), names.index(name.casefold()))
+        if name not in strange:
+            yield from ((name, file, names.index(name.casefold())) for file in files)
+
+
+def _class_file(folder: Path, name: str, file: str, label: int) -> Entry:
+    """The entry for a file in a class folder."""
+    return Entry(f"class folder {name}", (folder.name, name, file), label)
 
 
 def _visible(folder: Path, *, folders: bool = False) -> list[str]:

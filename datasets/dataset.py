@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.cache import PictureCache
 from datasets.files import printable
 from datasets.images import read_image
 from datasets.randomness import seeded
 from datasets.samplers import Draw
 from datasets.text import Tokenizer
-from datasets.transforms import Transform
+from datasets.transforms import Transform, first_size
 from errors import UserError
 
-READERS: dict[str, Callable[[str | Path, str], list[Sample]]] = {
+READERS: dict[str, Callable[..., list[Sample]]] = {
     "SER": read_ser,
     "SER_V": read_ser,
     "FI": read_fi,
@@ -56,6 +57,17 @@ class StickerDataset(Dataset):
         skip: the batch is smaller by it, for evaluation;
         replace: the next image of the data set takes its place, with the same seed, for training.
 
+    Args:
+        cache_images: decodes all images here and keeps the pictures in memory, those of the workers included; items
+            stay the same. Each process of a distributed run has its own.
+        jpeg_draft: decodes a JPEG at a reduced scale where both its sides are at least twice those that the
+            transform's first step crops or resizes to (see `read_image`). The picture as a whole stays at least that
+            large; a crop of it, in training as small as 8 % of its area, may come from fewer pixels than at full
+            scale, and is enlarged. Not for evaluation.
+
+    Raises:
+        UserError: with `cache_images`, pictures that do not fit into half of the memory.
+
     Attributes:
         samples: the list of samples; `labels`: their labels; `class_names`: the names of the labels.
     """
@@ -68,12 +80,17 @@ class StickerDataset(Dataset):
         *,
         class_names: Sequence[str] = (),
         on_bad_image: OnBadImage = "error",
+        cache_images: bool = False,
+        jpeg_draft: bool = False,
     ):
         self.samples = list(samples)
         self.labels = [sample.label for sample in self.samples]
         self.class_names = tuple(class_names)
         self.transform = transform
         self.on_bad_image = on_bad_image
+        self.least_size = first_size(transform) if jpeg_draft else None
+        paths = [sample.path for sample in self.samples]
+        self.cache = PictureCache(paths, self.least_size) if cache_images else None
         self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
         if tokenizer is not None:
             encoded = tokenizer.encode_all(sample.text for sample in self.samples)
@@ -89,7 +106,7 @@ class StickerDataset(Dataset):
             with seeded(key.seed):
                 return self[key.index]
         sample = self.samples[key]
-        image = read_image(sample.path)
+        image = self.cache.read(sample.path) if self.cache else read_image(sample.path, self.least_size)
         try:
             image = self.transform(image)
         except UserError as error:
@@ -138,12 +155,14 @@ def build_dataset(
     transform: Transform,
     tokenizer: Tokenizer | None = None,
     on_bad_image: OnBadImage = "error",
+    cache_images: bool = False,
+    jpeg_draft: bool = False,
 ) -> StickerDataset:
     """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI` or `EmotionROI`.
 
     Args:
         tokenizer: for the texts of `SER`; the others have none and do not use it.
-        on_bad_image: what becomes of an image that cannot be read (see `StickerDataset`).
+        on_bad_image, cache_images, jpeg_draft: see `StickerDataset`.
 
     Raises:
         UserError: an unknown name or split, or a mistake in the data.
@@ -156,4 +175,6 @@ def build_dataset(
         tokenizer if name == "SER" else None,
         class_names=CLASS_NAMES[name],
         on_bad_image=on_bad_image,
+        cache_images=cache_images,
+        jpeg_draft=jpeg_draft,
     )

@@ -21,6 +21,12 @@ WORKER_DEATH = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) "
     r"(?:is killed by signal: (?P<signal>[^.]+)\.|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
 )
+OUT_OF_MEMORY = "most often for lack of memory: lower --num-workers or --batch-size"
+REMEDIES = {  # by the name of the signal; without one PyTorch has only noticed that the worker is gone
+    None: OUT_OF_MEMORY,
+    "Killed": OUT_OF_MEMORY,
+    "Bus error": "most often for lack of shared memory: enlarge /dev/shm or lower --num-workers",
+}
 DEATH_NOTICE_SECONDS = 5
 Batch = dict[str, Any]
 
@@ -116,7 +122,7 @@ def worker_death(error: RuntimeError) -> str | None:
     if match["code"]:
         return f"{worker} ended with exit code {match['code']}: --num-workers 0 shows why"
     by = f"was killed by signal {match['signal']}" if match["signal"] else "ended without saying why"
-    return f"{worker} {by}, which is most often for lack of memory: lower --num-workers or --batch-size"
+    return f"{worker} {by}, {REMEDIES.get(match['signal'], '--num-workers 0 may show why')}"
 
 
 def _collate(read: ItemsRead | list[Item] | UserError) -> Batch | UserError:

@@ -5,40 +5,59 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from datasets.files import mistake, printable, shown
+from datasets.records import Report
 from errors import UserError
 
 MAX_NAME_BYTES = 4096
 NAME_REMEDY = "name a file in the data set's folder"
 
 
-def place(source: Path, root: Path, names: Sequence[tuple[str, tuple[str, ...]]]) -> list[Path]:
-    """The files of the entries of a list, each folder looked through once.
+class MissingImages(UserError):
+    """Entries whose images are not there; `images` has for each what to call the entry, and the path."""
+
+    def __init__(self, source: Path, images: Sequence[tuple[str, Path]], entries: int):
+        where, path = images[0]
+        found = f"{len(images):,} missing, the first of them {where}, {printable(path)}"
+        expected = f"an image file for each of {entries:,} entries"
+        super().__init__(str(mistake(source, expected, found, "complete the data set")))
+        self.images = list(images)
+
+
+def place(source: Path, root: Path, names: Sequence[tuple[str, tuple[str, ...]]], report: Report) -> list[Path | None]:
+    """The files of the entries of a list, each folder looked through once; None for an entry that was reported.
 
     Args:
         source: the list, for messages.
         root: the data set's folder; it may be a link itself, but nothing in it may lead out of it.
         names: for each entry what to call it, and the parts of its path below `root`.
-
-    Raises:
-        UserError: a path that leaves `root`, or images that are not there, counted, with the first one's name.
+        report: is told of each path that leaves `root`, and once of the images that are not there (MissingImages);
+            where it returns, these have their paths nevertheless.
     """
     folders = _Folders(root)
-    paths, missing = [], []
+    paths: list[Path | None] = []
+    missing = []
     for where, parts in names:
-        for part in parts:
-            _check_name(part, source, where)
         path = root.joinpath(*parts)
-        state = folders.state(path)
-        if state == "outside":
-            raise _outside(source, where, "a link that leads elsewhere", path)
-        if state == "missing":
-            missing.append((where, path))
+        try:
+            if not _is_there(folders, path, parts, source, where):
+                missing.append((where, path))
+        except UserError as error:
+            report(error)
+            path = None
         paths.append(path)
     if missing:
-        where, path = missing[0]
-        found = f"{len(missing):,} missing, the first of them {where}, {printable(path)}"
-        raise mistake(source, f"an image file for each of {len(names):,} entries", found, "complete the data set")
+        report(MissingImages(source, missing, len(names)))
     return paths
+
+
+def _is_there(folders: "_Folders", path: Path, parts: tuple[str, ...], source: Path, where: str) -> bool:
+    """Whether an entry's file is there; raises UserError for one that is not in the data set's folder."""
+    for part in parts:
+        _check_name(part, source, where)
+    state = folders.state(path)
+    if state == "outside":
+        raise _outside(source, where, "a link that leads elsewhere", path)
+    return state == "file"
 
 
 class _Folders:

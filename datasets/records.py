@@ -1,14 +1,26 @@
 """Lists that strangers wrote: text, JSON, and the fields of entries, checked as they are read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from datasets.files import mistake, printable, read_bytes, shown
 from errors import UserError
 
 MAX_LIST_BYTES = 2**28
 KIND_NAMES = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
+
+Report = Callable[[UserError], None]
+
+
+class UnknownLabel(UserError):
+    """An entry whose label is none of the data set's."""
+
+
+def stop(error: UserError) -> NoReturn:
+    """The usual report of a mistake: it ends the reading."""
+    raise error
 
 
 def read_text(source: Path) -> str:
@@ -54,10 +66,10 @@ def label_field(entry: Any, key: str | int, labels: range, source: Path, where: 
     label = field(entry, key, int, source, where)
     if label not in labels:
         expected = f"a label from {labels[0]} to {labels[-1]}"
-        raise entry_mistake(source, f"{where}, field {key!r}", expected, shown(label))
+        raise entry_mistake(source, f"{where}, field {key!r}", expected, shown(label), UnknownLabel)
     return label
 
 
-def entry_mistake(source: Path, where: str, expected: str, found: str) -> UserError:
+def entry_mistake(source: Path, where: str, expected: str, found: str, kind: type[UserError] = UserError) -> UserError:
     """The error for an entry that is not as it should be."""
-    return UserError(f"{printable(source)}: {where}: expected {expected}, found {found}: correct the entry")
+    return kind(f"{printable(source)}: {where}: expected {expected}, found {found}: correct the entry")

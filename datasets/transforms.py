@@ -38,7 +38,7 @@ def build_transform(
     if not is_train:
         return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else tuple(input_size))
     try:
-        return create_transform(
+        transform = create_transform(
             input_size,
             is_training=True,
             color_jitter=color_jitter,
@@ -53,6 +53,15 @@ def build_transform(
             f"--aa {auto_augment}, --train-interpolation {interpolation}, --remode {remode}: expected what timm knows, "
             f"found {type(error).__name__} {error}: correct the flag"
         ) from error
+    for step in transform.transforms:
+        if isinstance(step, transforms.Normalize):
+            step.inplace = True  # the tensor before it is a new one; the values are the same
+    return transform
+
+
+def first_size(transform: transforms.Compose) -> tuple[int, int]:
+    """(height, width) that the first step of a transform of `build_transform` crops or resizes to."""
+    return tuple(transform.transforms[0].size)
 
 
 def _evaluation_transform(size: tuple[int, int]) -> Transform:
@@ -62,7 +71,7 @@ def _evaluation_transform(size: tuple[int, int]) -> Transform:
             _Resize(tuple(int(256 / 224 * side) for side in size)),
             transforms.CenterCrop(size),
             transforms.ToTensor(),
-            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, inplace=True),
         ]
     )
 
@@ -74,11 +83,16 @@ class _Resize:
         self.size = size
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The resized picture; raises UserError for one so elongated that it would outgrow Pillow's limit."""
-        scale = max(self.size[0] / image.height, self.size[1] / image.width)
-        if Image.MAX_IMAGE_PIXELS and image.height * image.width * scale**2 > Image.MAX_IMAGE_PIXELS:
-            found = f"{image.width} x {image.height}"
-            raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")
+        """The resized picture; raises UserError (see `check_proportions`)."""
+        check_proportions(image, self.size)
         is_square = self.size[0] == self.size[1]
         size = self.size[0] if is_square else ResizeKeepRatio.get_params(image, self.size, longest=0)
         return functional.resize(image, size, transforms.InterpolationMode.BICUBIC)
+
+
+def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
+    """Raises UserError for a picture so elongated that it outgrows Pillow's limit where it covers (height, width)."""
+    scale = max(size[0] / image.height, size[1] / image.width)
+    if Image.MAX_IMAGE_PIXELS and image.height * image.width * scale**2 > Image.MAX_IMAGE_PIXELS:
+        found = f"{image.width} x {image.height}"
+        raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.placing import MissingImages
+from datasets.records import UnknownLabel
 from errors import UserError
 
 
@@ -193,6 +195,18 @@ def test_missing_images_are_counted_and_the_first_is_named(ser):
     set_entries(ser, *(entry(file_name=name) for name in names))
     with pytest.raises(UserError, match=r"each of 5 entries, found 3 missing, the first .* entry 1, .*cats/gone\.png"):
         read_ser(ser, "train")
+
+
+def test_mistakes_can_be_collected_and_the_rest_is_read(ser):
+    entries = [entry(), entry(anno=8), entry(file_name="gone.png", anno=2), entry(topic=".."), 7, entry(topic="dogs")]
+    set_entries(ser, *entries)
+    mistakes = []
+    samples = read_ser(ser, "train", mistakes.append)
+    names = [(sample.path.relative_to(ser / "Images").as_posix(), sample.label) for sample in samples]
+    assert names == [("cats/0.png", 0), ("cats/gone.png", 1), ("dogs/0.png", 0)]
+    assert [type(mistake) for mistake in mistakes] == [UnknownLabel, UserError, UserError, MissingImages]
+    assert mistakes[-1].images == [("entry 2", ser / "Images/cats/gone.png")]
+    assert str(mistakes[-1]).startswith(f"{ser}/Annotations/train.json: expected an image file for each of 4 entries")
 
 
 def test_a_list_that_is_a_pipe_does_not_hang(ser):

@@ -16,6 +16,7 @@ from torchvision import transforms
 
 import datasets
 from datasets import EvalBatchSampler, Sample, StickerDataset, batches, build_dataset, build_loader, build_transform
+from datasets.cache import available_memory
 from errors import UserError
 
 VOCABULARY = Path(__file__).parent.parent / "weights" / "vocab.txt"
@@ -253,3 +254,96 @@ def test_training_batches_follow_from_the_seed(root):
 
     assert images(3).equal(images(3))
     assert not images(3).equal(images(4))
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> list[Sample]:
+    """JPEGs and a PNG of smooth colours, some of them large, the last two not to be read."""
+    folder = tmp_path_factory.mktemp("photographs")
+    sizes = {"small.jpg": (60, 50), "double.jpg": (64, 64), "wide.jpg": (400, 63), "large.jpg": (700, 520)}
+    for number, (name, size) in enumerate((sizes | {"large.png": (700, 520)}).items()):
+        noise = np.random.RandomState(number).randint(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    (folder / "broken.jpg").write_bytes((folder / "large.jpg").read_bytes()[:700])
+    return [Sample(folder / name, 0, "") for name in (*sizes, "large.png", "broken.jpg", "gone.png")]
+
+
+def items(dataset: StickerDataset) -> list:
+    """Each item twice, as tensors, or the error in its place."""
+    read = []
+    for draw in (datasets.Draw(index, 8) for index in 2 * list(range(len(dataset)))):
+        try:
+            read.append(dataset[draw]["image"])
+        except UserError as error:
+            read.append(str(error))
+    return read
+
+
+@pytest.mark.parametrize("is_train", [False, True])
+@pytest.mark.parametrize("jpeg_draft", [False, True])
+def test_cached_images_give_the_same_items(photographs, is_train, jpeg_draft):
+    transform = build_transform(is_train, input_size=32)
+    uncached = items(StickerDataset(photographs, transform, jpeg_draft=jpeg_draft))
+    cached = items(StickerDataset(photographs, transform, jpeg_draft=jpeg_draft, cache_images=True))
+    assert [type(item) for item in cached[:7]] == [torch.Tensor] * 5 + [str] * 2
+    for one, other in zip(uncached, cached, strict=True):
+        assert one == other if isinstance(one, str) else one.equal(other)
+
+
+def test_cached_images_are_read_before_the_first_item(photographs, tmp_path):
+    paths = [tmp_path / sample.path.name for sample in photographs[:5]]
+    for path, sample in zip(paths, photographs, strict=False):
+        path.write_bytes(sample.path.read_bytes())
+    transform = build_transform(True, input_size=32)
+    dataset = StickerDataset([Sample(path, 0, "") for path in paths], transform, cache_images=True)
+    for path in paths:
+        path.unlink()
+    loader = build_loader(dataset, batch_sampler=[[0, 1, 2, 3, 4]], num_workers=1)
+    (batch,) = batches(loader)
+    assert batch["image"].shape == (5, 3, 32, 32)
+
+
+def test_images_too_large_for_the_memory_are_refused(tmp_path):
+    Image.new("1", (9000, 9000)).save(tmp_path / "0.png")
+    count = available_memory() // (9000 * 9000 * 4)
+    for number in range(1, count):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    samples = [Sample(tmp_path / f"{number}.png", 0, "") for number in range(count)]
+    found = rf"found {count * 9000 * 9000 * 4 / 2**30:.2f} GiB in {count:,} images"
+    with pytest.raises(UserError, match=rf"--cache-images: expected pictures of at most [\d.]+ GiB .* {found}: leave"):
+        StickerDataset(samples, build_transform(True, input_size=32), cache_images=True)
+
+
+def test_the_available_memory_is_the_least_of_the_limits(tmp_path):
+    def write(name: str, content: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+
+    assert available_memory(tmp_path) is None
+    write("proc/meminfo", "MemTotal:       9000 kB\nMemAvailable:   8000 kB\n")
+    assert available_memory(tmp_path) == 8000 * 1024
+    write("proc/self/cgroup", "4:memory:/job/step\n1:cpu:/job\n0::/job/step\n")
+    write("sys/fs/cgroup/job/step/memory.max", "max\n")
+    assert available_memory(tmp_path) == 8000 * 1024
+    write("sys/fs/cgroup/job/memory.max", "70000\n")
+    assert available_memory(tmp_path) == 70000
+    write("sys/fs/cgroup/memory/job/step/memory.limit_in_bytes", "60000\n")
+    assert available_memory(tmp_path) == 60000
+
+
+def test_a_draft_is_never_smaller_than_the_input(photographs):
+    def sizes(input_size: int | tuple[int, int], jpeg_draft: bool) -> list[tuple[int, int]]:
+        dataset = StickerDataset(photographs[:5], build_transform(True, input_size=input_size), jpeg_draft=jpeg_draft)
+        dataset.transform = lambda image: torch.tensor(image.size)
+        return [tuple(item.tolist()) for item in items(dataset)[:5]]
+
+    assert sizes(32, False) == [(60, 50), (64, 64), (400, 63), (700, 520), (700, 520)]
+    assert sizes(32, True) == [(60, 50), (32, 32), (400, 63), (88, 65), (700, 520)]
+    assert sizes((16, 64), True) == [(60, 50), (64, 64), (200, 32), (88, 65), (700, 520)]
+
+
+def test_a_draft_looks_like_the_picture(photographs):
+    transform = build_transform(False, input_size=28)
+    full, draft = (StickerDataset(photographs, transform, jpeg_draft=jpeg_draft)[3] for jpeg_draft in (False, True))
+    difference = (full["image"] - draft["image"]).abs()
+    assert 0 < difference.max() < 0.1

@@ -273,7 +273,7 @@ def death_of(reading: Iterator[dict]) -> str:
 @pytest.mark.parametrize(
     ("death", "message"),
     [
-        ("killed", r"(was killed by signal Killed|ended without saying why), which .* memory: lower --num-workers or"),
+        ("killed", r"(was killed by signal Killed|ended without saying why), .* memory: lower --num-workers or"),
         ("ended", r"(ended with exit code 3: --num-workers 0 shows why|ended without saying why)"),
     ],
 )
@@ -294,13 +294,21 @@ def compute_on(seconds: float) -> str | None:
     return "none"
 
 
-def test_a_worker_killed_while_the_main_process_computes_is_explained():
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (signal.SIGKILL, "lower --num-workers"),
+        (signal.SIGBUS, "enlarge /dev/shm"),
+        (signal.SIGXCPU, "--num-workers 0 may show why"),
+    ],
+)
+def test_a_worker_killed_while_the_main_process_computes_is_explained(number, remedy):
     reading = batches(build_loader(Workers(), batch_size=1, num_workers=2))
     pid = next(reading)["pid"].item()
-    os.kill(pid, signal.SIGKILL)
+    os.kill(pid, number)
     line = compute_on(20)
-    assert line.startswith(f"data loader worker (process {pid}) was killed by signal Killed")
-    assert "lower --num-workers" in line
+    assert line.startswith(f"data loader worker (process {pid}) was killed by signal {signal.strsignal(number)}, ")
+    assert remedy in line
 
 
 class Stuck(Workers):

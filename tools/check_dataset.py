@@ -1,0 +1,263 @@
+"""Checks a data set before it is trained on: reads every list, entry and image once, and reports all that is wrong.
+
+    python tools/check_dataset.py SER_Dataset
+    python tools/check_dataset.py data/demo --workers 2 --json check.json
+
+Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
+(the same bytes) in two splits, an order of SER30K's labels that the published class counts refute. The same image twice
+in one split is noted. Exit code 0: nothing wrong; 2: a mistake in the command line.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
+
+from datasets.annotations import CLASS_NAMES, SPLITS, Sample
+from datasets.dataset import READERS
+from datasets.files import mistake, open_regular, printable, reason
+from datasets.images import EXPECTED, REMEDY, read_image
+from datasets.placing import MissingImages
+from datasets.records import UnknownLabel
+from datasets.transforms import check_proportions
+from errors import RunError, UserError
+
+SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in the order of CLASS_NAMES
+PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to
+SHOWN = 20  # findings of a kind in the text
+SHOWN_ALIKE = 4  # images of a group of equal ones
+KINDS = {
+    "unreadable_lists": "lists that cannot be read",
+    "wrong_entries": "wrong entries",
+    "unknown_labels": "unknown labels",
+    "missing_images": "missing images",
+    "broken_images": "broken images",
+    "duplicates_across_splits": "images in more than one split",
+    "duplicates_within_splits": "images twice in one split",
+}
+NOTES = ("duplicates_within_splits",)  # reported, but not wrong
+
+Finding = dict[str, Any]  # `text`, for the report, and what else is known, for the JSON file
+Findings = dict[str, list[Finding]]
+
+
+class Checked(NamedTuple):
+    """What is known of an image file: its checksum, or why it cannot be read; the other is ''."""
+
+    sha256: str
+    reason: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks and reports; returns the exit code."""
+    options = build_parser().parse_args(argv)
+    try:
+        if options.json is not None and not options.json.parent.is_dir():
+            raise mistake(f"--json {options.json}", "a file in a folder", "no such folder", "make it or name another")
+        report = check(options.path, options.dataset, options.workers)
+        print(format_report(report))
+        if options.json is not None:
+            write(options.json, report)
+    except (UserError, RunError) as error:
+        print(f"check_dataset.py: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+    return 0 if report["ok"] else 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("path", type=Path, help="folder of the data set")
+    parser.add_argument("--dataset", choices=READERS, help="which data set (default: guessed from the layout)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the whole report")
+    return parser
+
+
+def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
+    """The report on a data set: facts, class counts by split, findings by kind, and `ok`.
+
+    Raises:
+        UserError: no such folder, a layout that cannot be guessed, no worker.
+        RunError: a worker process has died.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}: expected at least 1")
+    if not root.is_dir():
+        raise mistake(root, "the folder of a data set", "no such folder", "name it")
+    guessed = name is None
+    name = name or guess_dataset(root)
+    findings: Findings = {kind: [] for kind in KINDS}
+    splits = {split: read_split(name, root, split, findings) for split in SPLITS[name]}
+    missing = {finding["path"] for finding in findings["missing_images"]}
+    paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
+    checked = check_images([path for path in paths if path not in missing], workers)
+    find_broken(splits, checked, findings)
+    find_duplicates(splits, checked, findings)
+    report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed}
+    report["class_counts"] = {split: count_classes(name, samples) for split, samples in splits.items()}
+    if CLASS_NAMES[name] == CLASS_NAMES["SER"]:
+        report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
+    wrong = sum(len(found) for kind, found in findings.items() if kind not in NOTES)
+    refuted = report.get("label_order", {}).get("verdict") == "refuted"
+    return report | {"findings": findings, "ok": not wrong and not refuted}
+
+
+def guess_dataset(root: Path) -> str:
+    """The data set whose layout a folder has; raises UserError where it has none."""
+    marks = {
+        "SER": ("Annotations", "SER_Dataset/Annotations"),
+        "EmotionROI": ("training_testing_split", "images"),
+        "FI": ("train", "test"),
+    }
+    for name, folders in marks.items():
+        if any((root / folder).is_dir() for folder in folders):
+            return name
+    expected = "; or ".join(f"{' or '.join(folders)} ({name})" for name, folders in marks.items())
+    raise mistake(root, f"one of the folders {expected}", "none of them", "name the data set with --dataset")
+
+
+def read_split(name: str, root: Path, split: str, findings: Findings) -> list[Sample]:
+    """The samples of a split; mistakes go to the findings, and missing images are among the samples."""
+
+    def note(error: UserError) -> None:
+        if isinstance(error, MissingImages):
+            findings["missing_images"] += [
+                {"split": split, "path": str(path), "text": f"{split}, {where}: {printable(path)}"}
+                for where, path in error.images
+            ]
+        else:
+            kind = "unknown_labels" if isinstance(error, UnknownLabel) else "wrong_entries"
+            findings[kind].append({"split": split, "text": str(error)})
+
+    try:
+        return READERS[name](root, split, note)
+    except UserError as error:
+        findings["unreadable_lists"].append({"split": split, "text": f"{split}: {error}"})
+        return []
+
+
+def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
+    """Reads image files in parallel, with a progress bar on a terminal."""
+    settings = {"total": len(paths), "unit": "image", "disable": None}
+    if workers == 1:
+        return dict(zip(paths, tqdm(map(check_image, paths), **settings), strict=True))
+    with ProcessPoolExecutor(min(workers, len(paths) or 1)) as pool:
+        try:
+            return dict(zip(paths, tqdm(pool.map(check_image, paths, chunksize=16), **settings), strict=True))
+        except BrokenProcessPool as error:
+            raise RunError("a worker has died, most likely for lack of memory: lower --workers") from error
+
+
+def check_image(path: str) -> Checked:
+    """Reads an image as training and evaluation do."""
+    try:
+        check_proportions(read_image(path), PUBLISHED_RESIZE)
+        with open_regular(path, EXPECTED, REMEDY) as file:
+            return Checked(hashlib.file_digest(file, "sha256").hexdigest(), "")
+    except OSError as error:
+        return Checked("", str(mistake(path, EXPECTED, reason(error), REMEDY)))
+    except UserError as error:
+        name = f"{printable(path)}: "
+        return Checked("", name + str(error).removeprefix(name))
+
+
+def find_broken(splits: dict[str, list[Sample]], checked: dict[str, Checked], findings: Findings) -> None:
+    """Notes the images that cannot be read, each once, with the splits that have it."""
+    used = defaultdict(list)
+    for split, samples in splits.items():
+        for path in dict.fromkeys(str(sample.path) for sample in samples):
+            used[path].append(split)
+    findings["broken_images"] += [
+        {"path": path, "splits": used[path], "text": f"{', '.join(used[path])}: {image.reason}"}
+        for path, image in checked.items()
+        if image.reason
+    ]
+
+
+def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked], findings: Findings) -> None:
+    """Notes the images whose bytes occur in several entries, of one split or of several."""
+    groups = defaultdict(list)
+    for split, samples in splits.items():
+        for sample in samples:
+            image = checked.get(str(sample.path))
+            if image and not image.reason:
+                groups[image.sha256].append({"split": split, "path": str(sample.path), "label": sample.label})
+    for sha256, images in groups.items():
+        if len(images) > 1:
+            where = [image["split"] for image in images]
+            kind = "duplicates_across_splits" if len(set(where)) > 1 else "duplicates_within_splits"
+            text = " = ".join(f"{image['split']} {printable(image['path'])}" for image in images[:SHOWN_ALIKE])
+            text += f" = {len(images) - SHOWN_ALIKE:,} more" if len(images) > SHOWN_ALIKE else ""
+            text += ", with different labels" if len({image["label"] for image in images}) > 1 else ""
+            findings[kind].append({"sha256": sha256, "images": images, "text": text})
+
+
+def count_classes(name: str, samples: Iterable[Sample]) -> dict[str, int]:
+    """How many samples each class has, in label order."""
+    counts = Counter(sample.label for sample in samples)
+    return {class_name: counts[label] for label, class_name in enumerate(CLASS_NAMES[name])}
+
+
+def check_label_order(counts: Sequence[int]) -> dict[str, Any]:
+    """Whether the test split's class counts, in label order, are those published for the names in that order.
+
+    All seven counts differ, so that the same counts in another order tell which label has which name.
+    """
+    names = CLASS_NAMES["SER"]
+    if tuple(counts) == SER_TEST_COUNTS:
+        return {"verdict": "confirmed", "text": "the class counts of test are the published ones"}
+    if sorted(counts) == sorted(SER_TEST_COUNTS):
+        implied = [names[SER_TEST_COUNTS.index(count)] for count in counts]
+        text = f"the class counts of test imply the order {', '.join(implied)}, not {', '.join(names)}"
+        return {"verdict": "refuted", "implied": implied, "text": text}
+    total, published = sum(counts), sum(SER_TEST_COUNTS)
+    found = f"{total:,} images, not the {published:,}" if total != published else "other class counts than those"
+    return {"verdict": "not decidable", "text": f"test has {found} of SER30K as published"}
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The report as text, with the first findings of each kind."""
+    said = "guessed from the layout; --dataset names another" if report["guessed"] else "as --dataset says"
+    lines = [f"{report['path']}: {report['dataset']}, {said}", ""]
+    counts = report["class_counts"]
+    lines.append(f"{'':14}" + "".join(f"{split:>8}" for split in counts))
+    for name in next(iter(counts.values())):
+        lines.append(f"{name:14}" + "".join(f"{of_split[name]:8,}" for of_split in counts.values()))
+    lines += [f"{'all':14}" + "".join(f"{sum(of_split.values()):8,}" for of_split in counts.values()), ""]
+    if "label_order" in report:
+        lines.append(f"order of the labels {report['label_order']['verdict']}: {report['label_order']['text']}")
+    for kind, found in report["findings"].items():
+        note = " (a note, not a mistake)" if found and kind in NOTES else ""
+        lines.append(f"{KINDS[kind]}: {len(found) or 'none'}{note}")
+        lines += [f"  {finding['text']}" for finding in found[:SHOWN]]
+        if len(found) > SHOWN:
+            lines.append(f"  and {len(found) - SHOWN:,} more, all in the file of --json")
+    lines.append("nothing is wrong" if report["ok"] else "something is wrong, see above")
+    return "\n".join(lines)
+
+
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Writes the whole report as JSON; raises UserError."""
+    try:
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise mistake(f"--json {path}", "a file to write", error.strerror, "name another") from error
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
