@@ -39,10 +39,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         entry = plain(entry)
         if needed - entry.keys():
             raise misfit(source, f"{', '.join(sorted(needed))} of parameter {number}", shown(list(entry)))
-        state[number] = {
-            name: check_value(name, value, parameters[number], f"{source}: its optimizer's parameter {number}")
-            for name, value in entry.items()
-        }
+        for name, value in entry.items():
+            check_value(name, value, parameters[number], f"{source}: its optimizer's parameter {number}")
+        state[number] = entry | ({"step": torch.tensor(float(entry["step"]))} if needed else {})
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
 
 
@@ -61,32 +60,33 @@ def check_groups(own: list[dict[str, Any]], groups: Any, source: str) -> None:
     if numbers != expected:
         raise misfit(source, f"groups of {shown([*map(len, expected)])} parameters", shown([*map(len, numbers)]))
     for group, own_group in zip(groups, own, strict=True):
-        unknown = [
-            name for name in group if name not in own_group and not (group[name] is None or group[name] is False)
-        ]
+        if is_step(group.get("step")):
+            own_group["step"] = group["step"]
+        known = own_group.keys() | {"initial_lr"}
+        unknown = [name for name in group if name not in known and not (group[name] is None or group[name] is False)]
         if unknown:
             raise misfit(source, f"the settings {', '.join(own_group)}", f"{shown(unknown[0])} as well")
 
 
-def check_value(name: Any, value: Any, parameter: Tensor, where: str) -> Any:
-    """A value of the state as the optimizer takes it: a step count as a tensor, a moment of its parameter's shape."""
+def check_value(name: Any, value: Any, parameter: Tensor, where: str) -> None:
+    """Raises UserError for a value of the state that no optimizer works with."""
     if isinstance(value, Tensor) and (problem := find_problem(value)):
         raise UserError(f"{where}, {shown(name)}: expected a plain tensor of numbers, found {problem}")
-    if name == "step":
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if not is_number(number) or number < 0:
-            raise UserError(f"{where}, step: expected a number from 0, found {shown(value)}")
-        return torch.tensor(float(number))
-    if (
-        name in MOMENTS
-        and value is not None
-        and (not isinstance(value, Tensor) or value.shape != parameter.shape or not value.is_floating_point())
-    ):
+    if name == "step" and not is_step(value):
+        raise UserError(f"{where}, step: expected a number from 0, found {shown(value)}")
+    if name in MOMENTS and value is not None:
         found = list(value.shape) if isinstance(value, Tensor) else value
-        raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
+        if found != list(parameter.shape) or not value.is_floating_point():
+            raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
     if not isinstance(name, str) or not (value is None or isinstance(value, Tensor | bool) or is_number(value)):
         raise UserError(f"{where}, {shown(name)}: expected a number or a tensor, found {shown(value)}")
-    return value
+
+
+def is_step(value: Any) -> bool:
+    """A number of steps, perhaps as a tensor."""
+    if isinstance(value, Tensor):
+        value = value.item() if not find_problem(value) and value.numel() == 1 else None
+    return is_number(value) and value >= 0
 
 
 def misfit(source: str, expected: str, found: str) -> UserError:
