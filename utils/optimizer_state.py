@@ -74,10 +74,10 @@ def check_value(name: Any, value: Any, parameter: Tensor, where: str) -> None:
         raise UserError(f"{where}, {shown(name)}: expected a plain tensor of numbers, found {problem}")
     if name == "step" and not is_step(value):
         raise UserError(f"{where}, step: expected a number from 0, found {shown(value)}")
-    if name in MOMENTS and value is not None:
-        found = list(value.shape) if isinstance(value, Tensor) else value
-        if found != list(parameter.shape) or not value.is_floating_point():
-            raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    if name in MOMENTS and value is not None and not (is_float and value.shape == parameter.shape):
+        found = list(value.shape) if is_float else value
+        raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
     if not isinstance(name, str) or not (value is None or isinstance(value, Tensor | bool) or is_number(value)):
         raise UserError(f"{where}, {shown(name)}: expected a number or a tensor, found {shown(value)}")
 
