@@ -1,6 +1,5 @@
 """The configuration of a BERT encoder, from a folder or a checkpoint: only fields that are used, all within bounds."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,7 +40,7 @@ def check_encoder_config(config: Any, source: str, weights_bytes: int) -> dict[s
             raise UserError(f"{source}: {name} is {shown(value)}: expected an integer from 1 to {limit}")
     for name in SHARES:
         value = config.get(name, 0)
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < 1:
+        if type(value) not in (int, float) or not 0 <= value < 1:
             raise UserError(f"{source}: {name} is {shown(value)}: expected a number from 0 to below 1")
     for name, expected in FIXED_FIELDS.items():
         if config.get(name, expected) != expected:

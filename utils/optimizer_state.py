@@ -75,7 +75,8 @@ def check_value(name: Any, value: Any, parameter: Tensor, where: str) -> None:
     if name == "step" and not is_step(value):
         raise UserError(f"{where}, step: expected a number from 0, found {shown(value)}")
     is_float = isinstance(value, Tensor) and value.is_floating_point()
-    if name in MOMENTS and value is not None and not (is_float and value.shape == parameter.shape):
+    may_lack = value is None and name == "momentum_buffer"  # before SGD's first step
+    if name in MOMENTS and not may_lack and not (is_float and value.shape == parameter.shape):
         found = list(value.shape) if is_float else value
         raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
     if not isinstance(name, str) or not (value is None or isinstance(value, Tensor | bool) or is_number(value)):
