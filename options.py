@@ -323,5 +323,5 @@ def config_item(action: argparse.Action, item: Any, where: str) -> Any:
         return item
     try:
         return action.type(repr(item))
-    except (ValueError, argparse.ArgumentTypeError) as error:
+    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{where}: {printable(error)}") from error
