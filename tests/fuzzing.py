@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from errors import UserError
 
 MAX_MESSAGE = 2000  # characters of an error, paths included
-MAGIC = [
-    bytes([value]) * width for value in (0x00, 0xFF, 0x7F, 0x80, 0x01) for width in (1, 2, 4, 8)
-] + [struct.pack(order + kind, value) for order in "<>" for kind in "HIQ" for value in (1, 255, 2**15, 2**16 - 1)]
+MAGIC = [bytes([value]) * width for value in (0x00, 0xFF, 0x7F, 0x80, 0x01) for width in (1, 2, 4, 8)] + [
+    struct.pack(order + kind, value) for order in "<>" for kind in "HIQ" for value in (1, 255, 2**15, 2**16 - 1)
+]
 
 
 class Reader(NamedTuple):
-    """How to make a case in an empty folder, and how to read it: the readers of the project, and what must then hold."""
+    """How to make a case in an empty folder, and how to read it and check what comes of it."""
 
     make: Callable[[random.Random, Path], None]
     read: Callable[[Path], None]
@@ -86,9 +86,43 @@ def mutate(rng: random.Random, content: bytes) -> bytes:
     return bytes(data)
 
 
-TEXTS = ["", " ", "a", "cats", "0.png", "..", "/", "../x", "a/b", "\0", "\n", "\r", "\x1b[31m", "\u202e", "\ud800", "é" * 9]
+TEXTS = [
+    "",
+    " ",
+    "a",
+    "cats",
+    "0.png",
+    "..",
+    "/",
+    "../x",
+    "a/b",
+    "\0",
+    "\n",
+    "\r",
+    "\x1b[31m",
+    "\u202e",
+    "\ud800",
+    "é" * 9,
+]
 TEXTS += ["x" * 300, "y" * 5000, "NaN", "[PAD]", "None", "a ||| b", "-1", "__class__", "https://x", "%s{0}", "🙂"]
-NUMBERS = [0, 1, -1, 7, 8, 2**31, -(2**63), 2**64, 10**30, 10**400, 0.5, -0.0, 1e308, 5e-324, float("inf"), float("nan")]
+NUMBERS = [
+    0,
+    1,
+    -1,
+    7,
+    8,
+    2**31,
+    -(2**63),
+    2**64,
+    10**30,
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    5e-324,
+    float("inf"),
+    float("nan"),
+]
 
 
 def value(rng: random.Random, depth: int = 3) -> Any:

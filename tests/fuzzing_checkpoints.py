@@ -51,6 +51,17 @@ class RunsCode:
         return os.mkdir, (str(SENTINEL),)
 
 
+class HidesMethods:
+    """Unpickled, it is an OrderedDict whose methods are hidden by attributes, which are numbers."""
+
+    def __init__(self, **entries: Any):
+        self.entries = entries
+
+    def __reduce__(self):
+        hidden = dict.fromkeys(("items", "keys", "values", "get"), 5)
+        return collections.OrderedDict, (), hidden, None, iter(self.entries.items())
+
+
 @cache
 def trained() -> tuple[Tiny, torch.optim.Optimizer]:
     """A model and its optimizer after a step."""
@@ -119,11 +130,16 @@ def hostile_object(rng: random.Random) -> Any:
         shared = rng.choice([list, tuple])((shared, shared))
     recursive: list[Any] = []
     recursive.append(recursive)
-    shadowing = collections.OrderedDict(a=torch.zeros(2))
-    shadowing.items = shadowing.keys = shadowing.values = shadowing.get = 5
-    objects = [shared, recursive, shadowing]
+    hides = HidesMethods(weight=torch.zeros(2), epoch=1, acc1=2.0)
+    objects = [shared, recursive, hides, hides]
     objects += [RunsCode(), {1, 2}, bytearray(9), b"x", 1j, torch.Size([1, 2]), torch.float32, torch.device("meta")]
-    objects += [argparse.Namespace(a=1), collections.Counter("aab"), lambda: 0, hostile_tensor(rng), hostile_tensor(rng)]
+    objects += [
+        argparse.Namespace(a=1),
+        collections.Counter("aab"),
+        lambda: 0,
+        hostile_tensor(rng),
+        hostile_tensor(rng),
+    ]
     return rng.choice(objects)
 
 
@@ -132,13 +148,13 @@ def change_checkpoint(rng: random.Random, checkpoint: Any) -> Any:
     kind = rng.randrange(6)
     if kind == 0:
         return change(rng, checkpoint)
-    if kind == 1 and isinstance(checkpoint.get("model"), dict) and checkpoint["model"]:
-        state = checkpoint["model"]
+    state = checkpoint["model"] if isinstance(checkpoint["model"], dict) else {}
+    if kind == 1 and state:
         name = rng.choice([*state, *TEXTS, 5, None, "block.weight", "x" * 10**5])
         state[name] = rng.choice([hostile_tensor, hostile_object, value])(rng)
     elif kind == 2:
         prefix = rng.choice(["module.", "module.module.", "vision_model.", "\n"])
-        checkpoint["model"] = {f"{prefix}{name}": tensor for name, tensor in checkpoint["model"].items()}
+        checkpoint["model"] = {f"{prefix}{name}": tensor for name, tensor in state.items()}
     elif kind == 3:
         holder = rng.choice([checkpoint, *[item for item in checkpoint.values() if isinstance(item, dict)]])
         holder[rng.choice([*holder, *TEXTS])] = rng.choice([hostile_object, value, value])(rng)
@@ -146,9 +162,11 @@ def change_checkpoint(rng: random.Random, checkpoint: Any) -> Any:
         for _ in range(rng.choice([1, 2])):
             state = checkpoint["optimizer"]
             part = rng.choice([state, state.get("state"), state.get("param_groups")])
-            part = rng.choice([part, *([item for item in part.values()] if isinstance(part, dict) else [])])
+            part = rng.choice([part, *(part.values() if isinstance(part, dict) else [])])
             if isinstance(part, dict) and part:
-                part[rng.choice(list(part))] = rng.choice([value(rng), hostile_tensor(rng), torch.zeros(3), rng.choice(NUMBERS)])
+                part[rng.choice(list(part))] = rng.choice(
+                    [value(rng), hostile_tensor(rng), torch.zeros(3), rng.choice(NUMBERS)]
+                )
     else:
         checkpoint[rng.choice(list(checkpoint))] = rng.choice([value(rng), None, 5, "x", [], {}, hostile_tensor(rng)])
     return checkpoint
@@ -159,7 +177,15 @@ def write_torch(content: Any, *, zipped: bool) -> bytes:
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
-    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError, RecursionError, NotImplementedError, ValueError):
+    except (
+        pickle.PicklingError,
+        AttributeError,
+        TypeError,
+        RuntimeError,
+        RecursionError,
+        NotImplementedError,
+        ValueError,
+    ):
         return b"\x80\x02]q\x00."
     return buffer.getvalue()
 
@@ -174,7 +200,9 @@ def mutate_records(rng: random.Random, content: bytes) -> bytes:
     if kind == 0:
         del records[number]
     elif kind == 1:
-        records.append((rng.choice([name, name.upper(), "x/data.pkl", "data.pkl", "archive/code/x.py"]), mutate(rng, data)))
+        records.append(
+            (rng.choice([name, name.upper(), "x/data.pkl", "data.pkl", "archive/code/x.py"]), mutate(rng, data))
+        )
     elif kind == 2:
         records[number] = (name, data + bytes(10**7))
     else:
@@ -213,11 +241,13 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
 
 OPCODES = [
     *[bytes([code]) for code in b"N\x88\x89)]}\x8f(tea.su1200bRQ\x85\x86\x87\x81"],
-    b"\x80\x04", b"K\x05", b"J\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x8a\x05\0\0\0\0\x10", b"G" + bytes(8),
+    b"\x80\x04", b"K\x05", b"J\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x8a\x05\0\0\0\0\x10",
+    b"G" + bytes(8),
     b"X\1\0\0\0x", b"X\xff\xff\xff\x7fx", b"U\1x", b"q\0", b"q\1", b"h\0", b"h\1", b"h\xff", b"X\7\0\0\0storage",
-    b"ccollections\nOrderedDict\n", b"cargparse\nNamespace\n", b"ctorch\nSize\n", b"ctorch\ndevice\n", b"ctorch\nfloat32\n",
-    b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_parameter\n",
-    b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R", b"c__builtin__\nset\n", b"c_codecs\nencode\n", b"cos\nmkdir\n",
+    b"ccollections\nOrderedDict\n", b"cargparse\nNamespace\n", b"ctorch\nSize\n", b"ctorch\ndevice\n",
+    b"ctorch\nfloat32\n", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch._utils\n_rebuild_parameter\n",
+    b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R", b"c__builtin__\nset\n", b"c_codecs\nencode\n",
     b"cos\nmkdir\nX\7\0\0\0was-run\x85R", b"cposix\nsystem\nX\7\0\0\0was-run\x85R", b"(X\7\0\0\0was-runios\nmkdir\n",
     b"})q\1" + b"h\1\x86q\1" * 40 + b"K\1s",  # a tuple of two tuples of two ..., as a key
     b"\x8c\2os\x8c\5mkdir\x93\x8c\7was-run\x85R",
@@ -230,10 +260,16 @@ def make_torch(rng: random.Random) -> bytes:
     if rng.random() < 0.15:
         content = content["model"]
     for _ in range(rng.choice([0, 1, 1, 2])):
-        content = change_checkpoint(rng, content) if isinstance(content, dict) and "model" in content else change(rng, content)
+        content = (
+            change_checkpoint(rng, content)
+            if isinstance(content, dict) and "model" in content
+            else change(rng, content)
+        )
     kind = rng.randrange(12)
     if kind == 0:
-        return rng.choice([pickle.dumps({"model": RunsCode()}, rng.randrange(6)), pickle.dumps(value(rng), rng.randrange(6))])
+        return rng.choice(
+            [pickle.dumps({"model": RunsCode()}, rng.randrange(6)), pickle.dumps(value(rng), rng.randrange(6))]
+        )
     if kind == 1:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:

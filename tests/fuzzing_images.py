@@ -1,4 +1,4 @@
-"""Hostile image files: small ones of every format that Pillow writes, and stubs of those that it only reads, mutated."""
+"""Hostile image files: small ones of every format that Pillow writes, stubs of those that it only reads, mutated."""
 
 import io
 import random
@@ -52,7 +52,8 @@ STARTS = [  # of formats that Pillow reads and does not write
     b"\x59\xa6\x6a\x95" + struct.pack(">7I", 16, 16, 8, 256, 1, 0, 0) + bytes(300),
     b"/* XPM */\nstatic char *x[] = {\n\"2 2 2 1\",\n\"a c #ff0000\",\n\"b c None\",\n\"ab\",\n\"ba\"};\n",
     b"P7 332\n#XVVERSION\n#END_OF_COMMENTS\n4 4 255\n" + bytes(16),
-    b"\0\0\2\0\1\0\x10\x10\0\0\0\0\0\0\x68\4\0\0\x16\0\0\0" + struct.pack("<IiiHHIIiiII", 40, 16, 32, 1, 32, 0, 1024, 0, 0, 0, 0) + bytes(1088),
+    b"\0\0\2\0\1\0\x10\x10\0\0\0\0\0\0\x68\4\0\0\x16\0\0\0"
+    + struct.pack("<IiiHHIIiiII", 40, 16, 32, 1, 32, 0, 1024, 0, 0, 0, 0) + bytes(1088),
     b"\xb1\x68\xde\x3a" + struct.pack("<II", 12, 0) + b"\x0a\5\1\x08\0\0\0\0\x0f\0\x0f\0" + bytes(300),
     b"FTU\0" + struct.pack("<iiiiiiii", 1, 16, 16, 1, 1, 0, 36, 128) + bytes(200),
     struct.pack(">IIIIII", 28, 2, 16, 16, 4, 0x47494D50) + struct.pack(">I", 10) + bytes(1100),
@@ -112,7 +113,9 @@ def mutate_png(rng: random.Random, content: bytes) -> bytes:
         name, data = chunks[number]
         kind = rng.randrange(6)
         if kind == 0:
-            name = rng.choice([b"tRNS", b"PLTE", b"IDAT", b"fdAT", b"acTL", b"fcTL", b"zTXt", b"iCCP", b"eXIf", b"IEND"])
+            name = rng.choice(
+                [b"tRNS", b"PLTE", b"IDAT", b"fdAT", b"acTL", b"fcTL", b"zTXt", b"iCCP", b"eXIf", b"IEND"]
+            )
             data = rng.choice([data, bytes(rng.choice([0, 1, 6, 26])), zlib.compress(bytes(rng.choice([10, 2**22])))])
         elif kind == 1:
             chunks.insert(rng.randrange(len(chunks) + 1), (name, data))
@@ -124,7 +127,9 @@ def mutate_png(rng: random.Random, content: bytes) -> bytes:
         else:
             data = mutate(rng, data)
         chunks[number] = (name, data)
-    body = [struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks]
+    body = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    ]
     return content[:8] + b"".join(body)
 
 

@@ -30,7 +30,9 @@ def make_annotations(rng: random.Random, folder: Path) -> None:
     name = rng.choice([*LISTS, "class folders"])
     names = CLASS_NAMES["FI" if name == "class folders" else "EmotionROI"]
     root = folder / LISTS.get(name, "train")
-    for label, class_name in enumerate(names if name in ("class folders", "training_testing_split/training.txt") else ["joy"]):
+    for label, class_name in enumerate(
+        names if name in ("class folders", "training_testing_split/training.txt") else ["joy"]
+    ):
         (root / class_name).mkdir(parents=True)
         (root / class_name / f"{label}.png").touch()
     if rng.random() < 0.2 or name == "class folders":
@@ -80,7 +82,13 @@ def put_strange_things(rng: random.Random, root: Path) -> None:
         if kind == 0:
             put_strange_thing(rng, folder / "x.png")
         elif kind == 1:
-            names = [folder.name.upper(), f"{folder.name} ", f"{folder.name}\n", f"\x1b[2J{folder.name}", f".{folder.name}"]
+            names = [
+                folder.name.upper(),
+                f"{folder.name} ",
+                f"{folder.name}\n",
+                f"\x1b[2J{folder.name}",
+                f".{folder.name}",
+            ]
             folder.rename(root / rng.choice(names))
         elif kind == 2:
             shutil.rmtree(folder)
@@ -102,20 +110,19 @@ def put_strange_thing(rng: random.Random, path: Path) -> None:
 
 def read_annotations(folder: Path) -> None:
     """All readers on all splits; the last error is raised where none gave samples."""
-    failure = None
-    results = 0
+    failures, results = [], 0
     for read, dataset, split in READERS:
         try:
             samples = read(folder, split)
         except UserError as error:
-            assert " ".join(str(error).split()).isprintable()
-            failure = error
+            failures.append(error)
             continue
         results += 1
         for sample in samples:
             check_sample(sample, folder, len(CLASS_NAMES[dataset]))
-    if not results and failure:
-        raise failure
+    assert all(" ".join(str(failure).split()).isprintable() for failure in failures)
+    if not results:
+        raise failures[-1]
 
 
 def check_sample(sample: Sample, folder: Path, classes: int) -> None:
@@ -127,9 +134,28 @@ def check_sample(sample: Sample, folder: Path, classes: int) -> None:
     assert type(sample.text) is str
 
 
-PROGRAMS = ["(" * 5000, "cfg = " + "-" * 50_000 + "1", "cfg = {" * 500, "import nothing", "_base_ = 5", "_base_ = ['x.py']"]
-PROGRAMS += ["_base_ = 'a::b.py'", "{{ fileDirname }}", "{{$HOME:}}", "{{ _base_.x }}", "cfg = {**{5: 6}}", "raise SystemExit(0)"]
-PROGRAMS += ["cfg = 0x" + "f" * 10_000, "cfg = dict(alpha=0x" + "f" * 10_000 + ")", "cfg = dict(aa='%s')" % ("z" * 10**5), "del x"]
+PROGRAMS = [
+    "(" * 5000,
+    "cfg = " + "-" * 50_000 + "1",
+    "cfg = {" * 500,
+    "import nothing",
+    "_base_ = 5",
+    "_base_ = ['x.py']",
+]
+PROGRAMS += [
+    "_base_ = 'a::b.py'",
+    "{{ fileDirname }}",
+    "{{$HOME:}}",
+    "{{ _base_.x }}",
+    "cfg = {**{5: 6}}",
+    "raise SystemExit(0)",
+]
+PROGRAMS += [
+    "cfg = 0x" + "f" * 10_000,
+    "cfg = dict(alpha=0x" + "f" * 10_000 + ")",
+    "cfg = dict(aa='%s')" % ("z" * 10**5),
+    "del x",
+]
 
 
 @cache
@@ -144,14 +170,16 @@ def make_config(rng: random.Random, folder: Path) -> None:
     names = rng.sample(list(defaults), rng.choice([1, 2, 5, 20]))
     options = {name: defaults[name] for name in names}
     for _ in range(rng.choice([0, 1, 1, 3])):
-        options[rng.choice([*defaults] * 3 + [*TEXTS, "_base_", "_delete_", "filename", "text", "cfg", 5, None])] = value(rng)
+        options[rng.choice([*defaults] * 3 + [*TEXTS, "_base_", "_delete_", "filename", "text", "cfg", 5, None])] = (
+            value(rng)
+        )
     literal = "{" + ", ".join(f"{key!r}: {write(item)}" for key, item in options.items()) + "}"
     kind = rng.randrange(6)
     lines = [f"{key} = {write(item)}" for key, item in options.items() if isinstance(key, str) and key.isidentifier()]
     text = "\n".join(lines) if kind == 0 else f"cfg = {literal}"
     if kind == 1:
         text = rng.choice([f"cfg = {write(value(rng))}", *PROGRAMS])
-    elif rng.random() < 0.005:
+    elif rng.random() < 0.001:
         text = "_base_ = './config.py'"  # itself, a second until Python's limit of recursion
     encoding = rng.choice(["utf-8"] * 8 + ["utf-8-sig", "utf-16", "latin-1"])
     data = text.encode(encoding, "surrogatepass" if encoding.startswith("utf") else "replace")

@@ -11,12 +11,13 @@ import argparse
 import multiprocessing
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -56,40 +57,39 @@ def work(connection: Connection, name: str, seed: int, numbers: range) -> None:
 def run(name: str, seed: int, numbers: range, failures: Path) -> Counter[str]:
     """Counts the outcomes of the cases; writes the files of those that failed."""
     outcomes: Counter[str] = Counter()
-    context = multiprocessing.get_context("fork")
     while numbers:
-        connection, end = context.Pipe(duplex=False)
-        worker = context.Process(target=work, args=(end, name, seed, numbers))
-        worker.start()
-        end.close()
-        while numbers:
-            outcome = receive(connection, worker)
+        for outcome in outcomes_of_worker(name, seed, numbers):
             number, numbers = numbers[0], numbers[1:]
-            outcomes[outcome if outcome in ("result", "UserError") else "failure"] += 1
-            if outcome not in ("result", "UserError"):
+            kind = outcome if outcome in ("result", "UserError") else "failure"
+            outcomes[kind] += 1
+            if kind == "failure":
                 folder = failures / f"{name}-{seed}-{number}"
-                folder.mkdir(parents=True, exist_ok=True)
-                if not any(folder.iterdir()):
-                    make_case(name, seed, number, folder)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+                make_case(name, seed, number, folder)
                 print(f"case {number}: {outcome}; its files are in {folder}", flush=True)
-            if not worker.is_alive() and not connection.poll():
-                break
-        worker.kill()
-        worker.join()
     return outcomes
 
 
-def receive(connection: Connection, worker: multiprocessing.Process) -> str:
-    """The outcome of the next case; of one that hangs or ends the process, that it does."""
+def outcomes_of_worker(name: str, seed: int, numbers: range) -> Iterator[str]:
+    """The outcomes of the cases in their order, up to and with the first that hangs or ends the process."""
+    context = multiprocessing.get_context("fork")
+    receiving, sending = context.Pipe(duplex=False)
+    worker = context.Process(target=work, args=(sending, name, seed, numbers))
+    worker.start()
+    sending.close()
     try:
-        if connection.poll(TIME_LIMIT):
-            return connection.recv()
+        for _ in numbers:
+            if not receiving.poll(TIME_LIMIT):
+                yield f"not done in {TIME_LIMIT} s"
+                return
+            yield receiving.recv()
     except EOFError:
         worker.join()
-        return f"the process ended with code {worker.exitcode}"
-    worker.kill()
-    worker.join()
-    return f"not done in {TIME_LIMIT} s"
+        yield f"the process ended with code {worker.exitcode}"
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

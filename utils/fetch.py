@@ -59,11 +59,11 @@ def fetch(url: str, flag: str, *, limit_bytes: int = 4 * 2**30) -> Path:
                 Path(temporary.name).unlink(missing_ok=True)
     except HTTPError as error:
         raise UserError(f"{address.source}: the server answers {error.code} {printable(error.reason)}") from error
-    except (URLError, OSError, http.client.HTTPException) as error:
+    except UserError:  # which is a ValueError
+        raise
+    except (URLError, OSError, http.client.HTTPException, ValueError) as error:
         reason = printable(getattr(error, "reason", None) or error) or type(error).__name__
-        raise UserError(
-            f"{address.source}: cannot be fetched: {reason}; fetch it yourself and give its path"
-        ) from error
+        raise UserError(f"{address.source}: cannot be fetched: {reason}; check the address") from error
     print0(f"{address.source}: {path.stat().st_size:,} bytes fetched to {path}")
     return path
 
