@@ -239,6 +239,34 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
     return b"".join(pieces)
 
 
+def with_pickle(pickled: bytes, *, zipped: bool) -> bytes:
+    """A file of torch.save with another pickle in it."""
+    content = write_torch({}, zipped=zipped)
+    if not zipped:
+        assert content.count(b"\x80\x02}q\x00.") == 1
+        return content.replace(b"\x80\x02}q\x00.", pickled)
+    source = zipfile.ZipFile(io.BytesIO(content))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for info in source.infolist():
+            archive.writestr(info.filename, pickled if info.filename.endswith("data.pkl") else source.read(info))
+    return buffer.getvalue()
+
+
+TERABYTE = b"c__builtin__\nbytearray\nq\1\x8a\6\0\0\0\0\0\1\x85R"
+BOMBS = {  # pickles that torch.load(weights_only=True) itself takes
+    "a terabyte of zeros": b"\x80\2" + TERABYTE + b".",
+    "a set of zeros": b"\x80\2c__builtin__\nset\nq\2c__builtin__\nbytearray\nJ\0\0\0\x7f\x85R\x85R.",
+    "a count of a terabyte of zeros": b"\x80\2ccollections\nCounter\nq\2" + TERABYTE + b"\x85R.",
+    "a text that doubles": b"\x80\2c_codecs\nencode\nq\1X\1\0\0\0xX\3\0\0\0hex\x86R.",
+    "a tuple of two tuples of two, as a key": b"\x80\2})q\1" + b"h\1\x86q\1" * 60 + b"Ns.",
+    "a list of two lists of two": b"\x80\2]q\1" + b"](h\1h\1eq\1" * 60 + b"X\1\0\0\0x\x85R.",
+    "lists filled after they were put in others": b"\x80\2]q\1]q\2(h\1h\1eh\1(h\2h\2e.",
+    "a list that holds itself": b"\x80\2]q\1h\1a.",
+    "a tuple a million deep, as a key": b"\x80\2}N" + b"\x85" * 10**6 + b"Ns.",
+}
+
+
 OPCODES = [
     *[bytes([code]) for code in b"N\x88\x89)]}\x8f(tea.su1200bRQ\x85\x86\x87\x81"],
     b"\x80\x04", b"K\x05", b"J\xff\xff\xff\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"\x8a\x05\0\0\0\0\x10",
@@ -279,8 +307,10 @@ def make_torch(rng: random.Random) -> bytes:
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))
         return mutate(rng, buffer.getvalue()) if rng.random() < 0.5 else buffer.getvalue()
-    data = write_torch(content, zipped=kind < 9)
     chance = rng.random()
+    if chance > 0.98:
+        return with_pickle(rng.choice(list(BOMBS.values())), zipped=kind < 9)
+    data = write_torch(content, zipped=kind < 9)
     if kind < 9 and chance < 0.4 and data.startswith(b"PK"):
         return mutate_records(rng, data)
     if kind >= 9 and chance < 0.2:
@@ -366,9 +396,12 @@ def read_and_load(path: Path, flag: str) -> None:
     """Loads a checkpoint as a run does, and takes a step where the optimizer is there."""
     checkpoint = read_checkpoint(path, flag)
     model = Tiny()
+    for name, tensor in checkpoint["model"].items():
+        assert type(name) is str
+        assert tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
     state, _ = fit_position_embeddings(checkpoint["model"], model.state_dict())
     check_account(load_state(model, state, f"{flag} x", may_leave=lambda name: name.startswith("head.")))
-    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert all(name.startswith("head.") or state[name].is_floating_point() for name in model.state_dict())
     if flag == "--resume":
         optimizer = torch.optim.AdamW(model.parameters())
         if "optimizer" in checkpoint:

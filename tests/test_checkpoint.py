@@ -1,7 +1,6 @@
 """Checkpoint files: what loads, what is refused, and what a mismatch says."""
 
 import argparse
-import io
 import os
 import pickle
 import zipfile
@@ -13,7 +12,7 @@ from safetensors.torch import save_file
 from errors import UserError
 from models import create_model
 from tests.conftest import BERT, SMALL
-from tests.fuzzing_checkpoints import HidesMethods
+from tests.fuzzing_checkpoints import BOMBS, HidesMethods, with_pickle
 from tests.test_main import assert_one_line_error, run_here
 from utils.checkpoint import load_state, read_checkpoint, read_weights_file, write_checkpoint
 
@@ -277,40 +276,10 @@ def test_compressed_records_are_refused(tmp_path):
         read_checkpoint(tmp_path / "y.pth", "--resume")
 
 
-def with_pickle(path, pickled, *, zipped):
-    """A file of torch.save with another pickle in it."""
-    buffer = io.BytesIO()
-    if zipped:
-        torch.save({}, buffer)
-        with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
-            for record in source.infolist():
-                content = pickled if record.filename.endswith("data.pkl") else source.read(record)
-                target.writestr(record.filename, content)
-    else:
-        torch.save({}, buffer, _use_new_zipfile_serialization=False)
-        content = buffer.getvalue()
-        assert content.count(b"\x80\x02}q\x00.") == 1
-        path.write_bytes(content.replace(b"\x80\x02}q\x00.", pickled))
-
-
-TERABYTE = b"c__builtin__\nbytearray\nq\1\x8a\6\0\0\0\0\0\1\x85R"
-BOMBS = {
-    "a terabyte of zeros": b"\x80\2" + TERABYTE + b".",
-    "a set of a terabyte of zeros": b"\x80\2c__builtin__\nset\nq\2" + TERABYTE + b"\x85R.",
-    "a count of a terabyte of zeros": b"\x80\2ccollections\nCounter\nq\2" + TERABYTE + b"\x85R.",
-    "a text that doubles": b"\x80\2c_codecs\nencode\nq\1X\1\0\0\0xX\3\0\0\0hex\x86R.",
-    "a tuple of two tuples of two, as a key": b"\x80\2})q\1" + b"h\1\x86q\1" * 60 + b"Ns.",
-    "a list of two lists of two": b"\x80\2]q\1" + b"](h\1h\1eq\1" * 60 + b"X\1\0\0\0x\x85R.",
-    "lists filled after they were put in others": b"\x80\2]q\1]q\2(h\1h\1eh\1(h\2h\2e.",
-    "a list that holds itself": b"\x80\2]q\1h\1a.",
-    "a tuple a million deep, as a key": b"\x80\2}N" + b"\x85" * 10**6 + b"Ns.",
-}
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_pickle_that_would_take_for_ever_is_refused_unread(tmp_path, name, zipped):
-    with_pickle(tmp_path / "x.pth", BOMBS[name], zipped=zipped)
+    (tmp_path / "x.pth").write_bytes(with_pickle(BOMBS[name], zipped=zipped))
     with pytest.raises(UserError, match=r"x\.pth: refused, "):
         read_checkpoint(tmp_path / "x.pth", "--resume")
 
