@@ -3,6 +3,7 @@
 import argparse
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from safetensors.torch import save_file
 
 from errors import UserError
 from models import create_model
+from tests.conftest import BERT, SMALL
+from tests.fuzzing_checkpoints import BOMBS, HidesMethods, with_pickle
+from tests.test_main import assert_one_line_error, run_here
 from utils.checkpoint import load_state, read_checkpoint, read_weights_file, write_checkpoint
 
 
@@ -125,3 +129,201 @@ def test_failed_write_keeps_the_file_before(tmp_path, monkeypatch):
         write_checkpoint(path, {"model": {"weight": torch.zeros(1)}})
     assert read_checkpoint(path, "--resume")["model"]["weight"].item() == 1
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+PUBLISHED = {
+    "model": {"weight": torch.ones(2, 3)},
+    "optimizer": {"state": {}, "param_groups": []},
+    "lr_scheduler": {"t_initial": 50},
+    "scaler": torch.amp.GradScaler("cpu").state_dict(),
+    "epoch": 49,
+    "args": argparse.Namespace(alpha=8, locals=[1, 1, 1, 0], clip_grad=None, opt_betas=(0.9, 0.999)),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_published_checkpoint_is_read_whole(tmp_path, zipped):
+    torch.save(PUBLISHED, tmp_path / "published.pth", _use_new_zipfile_serialization=zipped)
+    checkpoint = read_checkpoint(tmp_path / "published.pth", "--resume")
+    assert torch.equal(checkpoint.pop("model")["weight"], torch.ones(2, 3))
+    expected = {name: value for name, value in PUBLISHED.items() if name != "model"}
+    assert checkpoint == expected | {"args": vars(PUBLISHED["args"])}
+
+
+def write_hostile(path, content):
+    """The legacy format under its usual name, a plain pickle under any other."""
+    if path.suffix == ".pth":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.bin", "a.safetensors", "a.tar", "a"])
+@pytest.mark.parametrize("flag", ["--resume", "--finetune", "--visfinetune"])
+def test_a_run_refuses_code_through_each_flag(tmp_path, sticker_set, flag, name):
+    write_hostile(tmp_path / name, {"model": {"weight": torch.zeros(1)}, "args": RunsCode(tmp_path / "was-run")})
+    given = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out", flag, tmp_path / name]
+    assert_one_line_error(run_here("main_V.py", *given), f"{flag} {tmp_path / name}")
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_a_run_refuses_code_in_a_text_encoder(tmp_path, sticker_set, small_bert):
+    for name in ("bert_config.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((small_bert / name).read_bytes())
+    path = tmp_path / "pytorch_model.bin"
+    for write in (torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))):
+        write({"embeddings.word_embeddings.weight": RunsCode(tmp_path / "was-run")}, path)
+        given = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out", "--bert-model", tmp_path]
+        assert_one_line_error(run_here("main.py", *given), f"--bert-model {path}", "refused", "weights alone")
+        assert not (tmp_path / "was-run").exists()
+
+
+def test_code_is_named(tmp_path):
+    torch.save({"model": {}, "args": RunsCode(tmp_path / "was-run")}, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: refused, it holds objects other than .* \(posix\.mkdir\)"):
+        read_checkpoint(tmp_path / "a.pth", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epoch", "x"), ("epoch", -2), ("epoch", 1.0), ("epoch", True), ("epoch", 10**30), ("epoch", torch.tensor(3)),
+        ("step", -1), ("step", None), ("args", 5), ("args", {5: 1}), ("best", None), ("best", 81.2), ("best", {}),
+        ("best", {"acc1": "x", "epoch": 1}), ("best", {"acc1": float("nan"), "epoch": 1}), ("best", {"acc1": 1.0}),
+        ("best", {"acc1": 10**400, "epoch": 1}), ("optimizer", []), ("optimizer", {5: 1}), ("lr_scheduler", 3),
+        ("scaler", {"scale": 1.0}), ("scaler", None), ("class_names", "anger"), ("class_names", [1]),
+        ("class_names", ["a\nb"]), ("vocabulary_sha256", 5), ("bert_config", 5), ("bert_config", {}),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_type_is_named(tmp_path, field, value):
+    torch.save(PUBLISHED | {field: value}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"^--resume \S+x\.pth[:,] {field}: ") as caught:
+        read_checkpoint(tmp_path / "x.pth", "--resume")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("alpha", "8"), ("alpha", torch.ones(2)), ("alpha", 10**500), ("locals", [1, 1]), ("backbone", "\n")],
+)
+def test_an_architecture_of_another_type_is_named(tmp_path, name, value):
+    torch.save(PUBLISHED | {"args": argparse.Namespace(**{name: value})}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth, args: {name}: expected") as caught:
+        read_checkpoint(tmp_path / "x.pth", "--finetune")
+    assert len(str(caught.value)) < 500
+
+
+def test_a_flag_reads_its_own_fields_alone(tmp_path):
+    """A backbone's file is not refused for what else it holds; nothing unknown reaches the run."""
+    torch.save(PUBLISHED | {"epoch": "last", "best": 81.2, "tokenizer": 5, "text_state": 5}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", "--visfinetune").keys() == {"model"}
+    assert read_checkpoint(tmp_path / "x.pth", "--finetune").keys() == {"model", "args"}
+    with pytest.raises(UserError, match="epoch"):
+        read_checkpoint(tmp_path / "x.pth", "--resume")
+    torch.save(PUBLISHED | {"tokenizer": 5}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", "--resume").keys() == PUBLISHED.keys()
+
+
+def test_an_encoder_larger_than_its_weights_is_refused_before_it_is_built(tmp_path):
+    torch.save(PUBLISHED | {"bert_config": BERT | {"hidden_size": 2**15}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=r"x\.pth, bert_config: describes [\d,]+ parameters, but the weights have"):
+        read_checkpoint(tmp_path / "x.pth", "--finetune")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1).expand(2**40), "more than is stored"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "complex64"),
+        (torch.zeros(2, 3).to_sparse(), "_rebuild_sparse_tensor"),
+        (torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.qint8), "_rebuild_qtensor"),
+        (torch.zeros(2, 3, device="meta"), "_rebuild_meta_tensor_no_storage"),
+    ],
+)
+def test_a_tensor_that_is_not_plain_is_refused(tmp_path, tensor, message):
+    torch.save({"model": {"weight": tensor}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"x\.pth: .*{message}"):
+        read_checkpoint(tmp_path / "x.pth", "--resume")
+
+
+@pytest.mark.parametrize("name", [5, None, ("a",)])
+def test_a_name_that_is_no_text_is_refused(tmp_path, name):
+    torch.save({"model": {name: torch.zeros(2)}}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="its model is not a dictionary of tensors"):
+        read_checkpoint(tmp_path / "x.pth", "--resume")
+
+
+def test_storage_that_is_not_in_the_file_is_refused(tmp_path):
+    """The legacy format makes storage of the size that it is told; the bytes follow, or do not."""
+    torch.save({"weight": torch.zeros(4)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "x.pth").read_bytes()
+    assert content.count(b"cpuq\x06K\x04Ntq\x07Q") == 1
+    content = content.replace(b"cpuq\x06K\x04Ntq\x07Q", b"cpuq\x06J\0\0\0\x10Ntq\x07Q")
+    keys = b"\x80\x02]q\x00."  # an empty list: nothing is filled with bytes of the file
+    (tmp_path / "x.pth").write_bytes(content[: content.rindex(b"\x80\x02]q\x00")] + keys)
+    with pytest.raises(UserError, match="its tensors claim 1,073,741,824 bytes, the file has"):
+        read_checkpoint(tmp_path / "x.pth", "--resume")
+
+
+def test_compressed_records_are_refused(tmp_path):
+    """A thousandth of their size on disk."""
+    torch.save({"weight": torch.zeros(10**6)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as source, zipfile.ZipFile(tmp_path / "y.pth", "w") as target:
+        for record in source.infolist():
+            target.writestr(record.filename, source.read(record), zipfile.ZIP_DEFLATED)
+    assert torch.load(tmp_path / "y.pth")["weight"].shape == (10**6,)
+    with pytest.raises(UserError, match=r"y\.pth: refused, it has compressed records"):
+        read_checkpoint(tmp_path / "y.pth", "--resume")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_pickle_that_would_take_for_ever_is_refused_unread(tmp_path, name, zipped):
+    (tmp_path / "x.pth").write_bytes(with_pickle(BOMBS[name], zipped=zipped))
+    with pytest.raises(UserError, match=r"x\.pth: refused, "):
+        read_checkpoint(tmp_path / "x.pth", "--resume")
+
+
+def test_a_dictionary_that_hides_its_methods_is_read_all_the_same(tmp_path):
+    state = HidesMethods(weight=torch.ones(2))
+    hiding = HidesMethods(model=state, args=HidesMethods(), best=HidesMethods(acc1=1.0, epoch=0), scaler=HidesMethods())
+    torch.save(hiding, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", "--resume")["model"]["weight"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("path", ["a\0b.pth", "x" * 300 + ".pth", "a\nb.pth", "."])
+def test_a_path_that_is_no_file_is_named_on_one_line(path):
+    with pytest.raises(UserError, match=r"^--resume .*: no such file") as caught:
+        read_checkpoint(path, "--resume")
+    assert str(caught.value).isprintable()
+
+
+def test_a_mismatch_with_hostile_names_stays_one_short_line(model):
+    state = {
+        "\x1b[2J\nerror: " + "x" * 10**6: torch.zeros(1),
+        "\ud800": torch.zeros((1,) * 40),
+        "head.weight": torch.zeros((2,) * 20),
+    }
+    with pytest.raises(UserError) as caught:
+        load_state(model, state, "--resume x.pth")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2000
+    account = load_state(model, model.state_dict() | state, "--finetune x", may_leave=lambda name: True)
+    assert account.isprintable()
+    assert len(account) < 2000
+
+
+def test_numbers_of_another_type_are_listed(model):
+    state = model.state_dict() | {"head.bias": torch.zeros(7, dtype=torch.int64)}
+    with pytest.raises(UserError, match=r"1 of another type: head\.bias torch\.int64 for torch\.float32"):
+        load_state(model, state, "--resume x.pth")
+    state["head.bias"] = torch.ones(7, dtype=torch.float16)
+    load_state(model, state, "--resume x.pth")
+    assert model.head.bias.tolist() == [1] * 7
+
+
+def test_values_that_are_not_finite_are_said(model):
+    state = model.state_dict()
+    state |= {"head.bias": torch.full((7,), float("nan")), "v_proj.bias": torch.full((24,), float("inf"))}
+    account = load_state(model, state, "--resume x.pth")
+    assert "2 with values that are not finite numbers: v_proj.bias, head.bias" in account

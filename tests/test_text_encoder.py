@@ -131,3 +131,80 @@ def test_encoder_with_too_few_layers_is_named():
 def test_no_folder_and_no_hub_name():
     with pytest.raises(UserError, match="--bert-model ./nowhere/at/all: no such folder"):
         load_text_encoder("./nowhere/at/all")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("vocab_size", 10**400),
+        ("hidden_dropout_prob", "x"),
+        ("hidden_dropout_prob", 1),
+        ("initializer_range", float("nan")),
+        ("initializer_range", 10**400),
+        ("max_position_embeddings", 0),
+        ("type_vocab_size", None),
+        ("hidden_act", ["gelu"]),
+    ],
+)
+def test_a_value_of_the_config_that_would_fail_later_is_named(old_layout, field, value):
+    (old_layout[0] / "bert_config.json").write_text(json.dumps(BERT | {field: value}))
+    with pytest.raises(UserError, match=rf"bert_config\.json: {field} is ") as caught:
+        load_text_encoder(str(old_layout[0]))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 2**15}, {"intermediate_size": 2**17, "num_hidden_layers": 256}])
+def test_an_encoder_larger_than_its_weights_is_refused_before_it_is_built(old_layout, fields):
+    (old_layout[0] / "bert_config.json").write_text(json.dumps(BERT | fields))
+    with pytest.raises(UserError, match=r"bert_config\.json: describes [\d,]+ parameters, but the weights have"):
+        load_text_encoder(str(old_layout[0]))
+
+
+def test_fields_that_build_nothing_do_not_reach_the_network(old_layout):
+    (old_layout[0] / "bert_config.json").write_text(json.dumps(BERT | {"__class__": 5, "architectures": ["x"]}))
+    assert load_text_encoder(str(old_layout[0])).config == BERT
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[" * 10**5, "cannot be read as JSON"),
+        (b" " * (2**20 + 1), "expected at most 1,048,576 bytes"),
+        (b"[]", "expected an object"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "cannot be read as JSON"),
+    ],
+)
+def test_a_config_that_is_none_is_named(old_layout, content, message):
+    (old_layout[0] / "bert_config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"bert_config\.json: .*{message}") as caught:
+        load_text_encoder(str(old_layout[0]))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"embeddings.word_embeddings.weight": torch.zeros(1).expand(2**40)}, "more than is stored"),
+        ({"embeddings.word_embeddings.weight": 5}, "not a dictionary of tensors"),
+        ({5: torch.zeros(2)}, "not a dictionary of tensors"),
+        ([torch.zeros(2)], "not a dictionary of tensors"),
+        ({"\x1b[2J" + "x" * 10**5: torch.zeros(2)}, "not a BERT encoder; it holds "),
+    ],
+)
+def test_hostile_weights_are_named(old_layout, content, message):
+    torch.save(content, old_layout[0] / "pytorch_model.bin")
+    with pytest.raises(UserError, match=rf"--bert-model \S+pytorch_model\.bin: .*{message}") as caught:
+        load_text_encoder(str(old_layout[0]))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 800
+
+
+def test_a_folder_name_that_no_folder_can_have_is_an_error():
+    for name in ("a\0b", "x" * 5000 + "/y", "a\n/b"):
+        with pytest.raises(UserError, match="^--bert-model .*no such folder") as caught:
+            load_text_encoder(name)
+        assert str(caught.value).isprintable()

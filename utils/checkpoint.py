@@ -2,74 +2,87 @@
 
 import argparse
 import io
+import os
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from errors import UserError
+from utils.checkpoint_fields import check_fields, plain
+from utils.fetch import fetch
 from utils.logging import print0, write_whole
+from utils.messages import printable, shown
+from utils.pickle_check import RefusedPickle, check_pickle
 
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 NAMES_SHOWN = 6  # of a long list of parameters
+NAME_LENGTH = 100  # of a hostile name, which may be longer than a screen
 
 
 def read_weights_file(path: str | Path, flag: str) -> Any:
     """Reads a PyTorch or safetensors file onto the CPU; a pickle may hold tensors, plain values and Namespaces only.
 
+    Args:
+        path: a file, or where to fetch it, `https://...` (see `utils.fetch`).
+
     Raises:
         UserError: a file that is missing, broken, or holds anything else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file; check the path")
+    return read_file(find_weights_file(path, flag), f"{flag} {printable(path)}")
+
+
+def find_weights_file(path: str | Path, flag: str) -> Path:
+    """The file itself, fetched where an address is given; raises UserError."""
+    file = fetch(path, flag) if isinstance(path, str) and ADDRESS.match(path) else Path(path)
+    if not os.path.isfile(file):
+        raise UserError(f"{flag} {printable(path)}: no such file; check the path")
+    return file
+
+
+def read_file(path: Path, source: str) -> Any:
+    """What a file of weights holds; `source` is flag and file as they were given."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_pickle(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "it holds objects other than tensors, numbers and text, which could run code"
-        if "Unsupported global" not in str(error) and "Unsupported class" not in str(error):
-            reason = "it is not a PyTorch file, or is damaged"
-        raise UserError(f"{flag} {path}: refused, {reason}; use a file that holds weights alone") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise unreadable(path, flag, error) from error
-    except (SafetensorError, zipfile.BadZipFile, OverflowError, AssertionError) as error:
-        raise unreadable(path, flag, error) from error
-
-
-def unreadable(path: Path, flag: str, error: Exception) -> UserError:
-    """The error for a file that cannot be read as weights."""
-    first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    return UserError(
-        f"{flag} {path}: expected a PyTorch or safetensors file, found a damaged or other one: {first_line}"
-    )
+    except RefusedPickle as error:
+        raise UserError(f"{source}: refused, {error}; use a file that holds weights alone") from error
+    except pickle.UnpicklingError as error:  # its message is many lines of advice, to allow what must not be allowed
+        raise UserError(f"{source}: refused, it is not a PyTorch file, or is damaged; fetch it again") from error
+    except Exception as error:  # torch and safetensors meet a hostile file with nearly any exception
+        reason = printable((str(error).splitlines() or [""])[0] or type(error).__name__, 200)
+        raise UserError(
+            f"{source}: expected a PyTorch or safetensors file, found a damaged or other one: {reason}"
+        ) from error
 
 
 def read_checkpoint(path: str | Path, flag: str) -> dict[str, Any]:
     """Reads a checkpoint: a dictionary with `model`, or a bare state dict, which becomes one.
 
     `args` of a published checkpoint, a Namespace, comes as a dictionary. A `module.` prefix is taken off all names.
+    Only the fields of `utils.checkpoint_fields` are read: all by --resume, `model` alone by --visfinetune.
+
+    Raises:
+        UserError: as `read_weights_file`, or a field that is not as a run needs it, with its name.
     """
-    checkpoint = read_weights_file(path, flag)
-    if not isinstance(checkpoint, Mapping):
-        raise UserError(f"{flag} {path}: expected a dictionary of weights, found {type(checkpoint).__name__}")
-    checkpoint = dict(checkpoint) if "model" in checkpoint else {"model": checkpoint}
+    file, source = find_weights_file(path, flag), f"{flag} {printable(path)}"
+    checkpoint = read_file(file, source)
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{source}: expected a dictionary of weights, found {type(checkpoint).__name__}")
+    checkpoint = plain(checkpoint)
+    checkpoint = checkpoint if "model" in checkpoint else {"model": checkpoint}
+    checkpoint = check_fields(checkpoint, flag, source, file.stat().st_size)
     state = checkpoint["model"]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{flag} {path}: its model is not a dictionary of tensors; is it a checkpoint of this project?")
     if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    checkpoint["model"] = dict(state)
-    arguments = checkpoint.get("args") or {}
-    checkpoint["args"] = dict(vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments)
+        checkpoint["model"] = {name.removeprefix("module."): value for name, value in state.items()}
     return checkpoint
 
 
@@ -130,35 +143,48 @@ def load_state(
     own = model.state_dict()
     left = [name for name in state if name not in own and not may_leave(name)]
     lacking = [name for name in own if name not in state and not may_lack(name)]
-    other_shape = [
-        f"{name} {list(state[name].shape)} for {list(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape and not may_leave(name)
-    ]
-    problems = [
-        f"{len(names)} {what}: {shorten(names)}"
-        for what, names in (("missing", lacking), ("left over", left), ("of another shape", other_shape))
-        if names
-    ]
+    fitting = {name: value for name, value in state.items() if name in own and fits(value, own[name])}
+    unfit = [name for name in state if name in own and name not in fitting and not may_leave(name)]
+    others = {
+        "of another shape": [
+            f"{printable(name, NAME_LENGTH)} {shown(list(state[name].shape))} for {list(own[name].shape)}"
+            for name in unfit
+            if state[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{printable(name, NAME_LENGTH)} {state[name].dtype} for {own[name].dtype}"
+            for name in unfit
+            if state[name].shape == own[name].shape
+        ],
+    }
+    problems = list_names({"missing": lacking, "left over": left} | others)
     if problems:
         raise UserError(
-            f"{source}: does not fit the model ({len(own)} entries expected, {len(state)} found); "
-            + "; ".join(problems)
-            + "; check --model, --backbone, --alpha, --locals, --hidden-dim and the class count of --dataset"
+            f"{source}: does not fit the model ({len(own)} entries expected, {len(state)} found); {problems}"
+            "; check --model, --backbone, --alpha, --locals, --hidden-dim and the class count of --dataset"
         )
-    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)  # what is missing or left over was accounted for above
-    account = f"{source}: {len(fitting)} of {len(own)} entries loaded"
-    for names, what in (
-        (own.keys() - fitting.keys(), "keep their initial values"),
-        (state.keys() - fitting.keys(), "left over"),
-    ):
-        if names:
-            account += f"; {len(names)} {what}: {shorten(sorted(names))}"
-    return account
+    remarks = list_names(
+        {
+            "keep their initial values": sorted(own.keys() - fitting.keys()),
+            "left over": sorted(state.keys() - fitting.keys()),
+            "with values that are not finite numbers": [name for name in fitting if not own[name].isfinite().all()],
+        }
+    )
+    return f"{source}: {len(fitting)} of {len(own)} entries loaded" + (f"; {remarks}" if remarks else "")
+
+
+def fits(value: Tensor, own: Tensor) -> bool:
+    """Whether a tensor can take another's place: the same shape, and floating-point numbers for such numbers alone."""
+    return value.shape == own.shape and value.is_floating_point() == own.is_floating_point()
+
+
+def list_names(groups: Mapping[str, list[str]]) -> str:
+    """Groups of names, those that are not empty, each with its count."""
+    return "; ".join(f"{len(names)} {what}: {shorten(names)}" for what, names in groups.items() if names)
 
 
 def shorten(names: list[str]) -> str:
     """The first few of a list of names."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return ", ".join(printable(name, 3 * NAME_LENGTH) for name in names[:NAMES_SHOWN]) + more

@@ -1,6 +1,7 @@
 """Pretrained text encoders from a folder of either layout, or from the hub: configuration, weights, vocabulary."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from errors import UserError
 from utils.checkpoint import read_weights_file, shorten
+from utils.checkpoint_fields import check_state
+from utils.encoder_config import check_encoder_config
+from utils.messages import printable
 
 CONFIG_NAMES = ("bert_config.json", "config.json")  # pytorch-pretrained-bert's layout first
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
-REQUIRED_FIELDS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-# What the encoder's code computes whatever the configuration says; another value would be silently ignored.
-FIXED_FIELDS = {"model_type": "bert", "position_embedding_type": "absolute", "layer_norm_eps": 1e-12}
-ACTIVATIONS = ("gelu", "relu", "swish")
+MAX_CONFIG_BYTES = 2**20
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
@@ -35,23 +36,23 @@ def load_text_encoder(name: str) -> TextEncoder:
     Raises:
         UserError: a folder that is missing or lacks a file, or an encoder of another kind.
     """
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         config, weights, vocabulary = find_files(Path(name))
     elif HUB_NAME.fullmatch(name):
         config, weights, vocabulary = fetch_files(name)
     else:
-        raise UserError(f"--bert-model {name}: no such folder, and not a hub name such as bert-base-uncased")
-    return TextEncoder(read_config(config), read_state(weights), vocabulary)
+        raise UserError(f"--bert-model {printable(name)}: no such folder, and not a hub name such as bert-base-uncased")
+    return TextEncoder(read_config(config, weights.stat().st_size), read_state(weights), vocabulary)
 
 
 def find_files(folder: Path) -> tuple[Path, Path, Path]:
     """Configuration, weights and vocabulary of a folder."""
     found = []
     for names in (CONFIG_NAMES, WEIGHTS_NAMES, ("vocab.txt",)):
-        present = [folder / name for name in names if (folder / name).is_file()]
+        present = [folder / name for name in names if os.path.isfile(folder / name)]
         if not present:
             raise UserError(
-                f"--bert-model {folder}: lacks {' or '.join(names)}; a text encoder's folder has "
+                f"--bert-model {printable(folder)}: lacks {' or '.join(names)}; a text encoder's folder has "
                 "bert_config.json or config.json, model.safetensors or pytorch_model.bin, and vocab.txt"
             )
         found.append(present[0])
@@ -75,30 +76,22 @@ def fetch_files(name: str) -> tuple[Path, Path, Path]:
     return Path(config), Path(weights), Path(vocabulary)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of a BERT encoder."""
+def read_config(path: Path, weights_bytes: int) -> dict[str, Any]:
+    """The fields of a BERT configuration file that build the network, which has no more parameters than the weights."""
+    source = f"--bert-model {printable(path)}"
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"expected at most {MAX_CONFIG_BYTES:,} bytes, found {path.stat().st_size:,}")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"--bert-model {path}: cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"--bert-model {path}: expected a JSON object, found {type(config).__name__}")
-    for field in REQUIRED_FIELDS:
-        if type(config.get(field)) is not int or config[field] < 1:
-            raise UserError(f"--bert-model {path}: {field} is {config.get(field)!r}: expected a positive integer")
-    for field, value in FIXED_FIELDS.items():
-        if config.get(field, value) != value:
-            raise UserError(f"--bert-model {path}: {field} is {config[field]!r}: only {value!r} is supported")
-    if config.get("hidden_act", "gelu") not in ACTIVATIONS:
-        raise UserError(f"--bert-model {path}: hidden_act is {config['hidden_act']!r}: expected one of {ACTIVATIONS}")
-    return config
+        raise UserError(f"{source}: cannot be read as JSON: {printable(error)}") from error
+    return check_encoder_config(config, source, weights_bytes)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """A BERT state dict with BertModel's names: prefix, heads and old LayerNorm names are mapped."""
-    raw = read_weights_file(path, "--bert-model")
-    if not isinstance(raw, dict) or not all(isinstance(value, Tensor) for value in raw.values()):
-        raise UserError(f"--bert-model {path}: expected a dictionary of tensors")
+    source = f"--bert-model {printable(path)}"
+    raw = check_state(read_weights_file(path, "--bert-model"), source, path.stat().st_size)
     prefix = "bert." if any(name.startswith("bert.") for name in raw) else ""
     state = {}
     for name, value in raw.items():
@@ -107,5 +100,5 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if name.startswith(prefix) and name != f"{prefix}embeddings.position_ids" and not name.startswith("cls."):
             state[name.removeprefix(prefix)] = value
     if "embeddings.word_embeddings.weight" not in state:
-        raise UserError(f"--bert-model {path}: not a BERT encoder; it holds {shorten(sorted(raw))}")
+        raise UserError(f"{source}: not a BERT encoder; it holds {shorten(sorted(raw))}")
     return state
