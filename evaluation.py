@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from torch import nn
 
 import datasets
 from build import Run, amp_dtype, build_eval_loader, memory_format
 from engine import Batch, Predictions, evaluate, merge_predictions
+from errors import UserError
 from utils.distributed import failing_together, gather
 from utils.interruption import StopSignals
 from utils.logging import make_writable_folder, print0, progress, write_json, write_whole
@@ -96,9 +98,12 @@ def predictions_table(run: Run, predictions: Predictions, split: str) -> str:
 def evaluate_checkpoint(run: Run) -> None:
     """--eval: the figures of the checkpoint that --resume names, written beside it or into --output-dir."""
     options, processes = run.options, run.processes
-    checkpoint = Path(options.resume)
+    is_address = "://" in options.resume
+    checkpoint = Path(urlsplit(options.resume).path if is_address else options.resume)
     folder = Path(options.output_dir) if options.output_dir else checkpoint.parent
     with failing_together():
+        if is_address and not options.output_dir:
+            raise UserError("--output-dir is missing: name the folder for the figures of a checkpoint that is fetched")
         make_writable_folder(folder)
     group = {"rank": processes.rank, "world_size": processes.world_size, "store": processes.store}
     with StopSignals(speaks=False) as stop, Watchdog(options.timeout, **group) as watchdog:

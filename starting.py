@@ -10,6 +10,7 @@ from torch import nn
 import datasets
 from errors import UserError
 from models import create_model
+from models.position import fit_position_embeddings
 from utils.checkpoint import load_state, newest_checkpoint, read_checkpoint
 from utils.distributed import Processes, failing_together, gather
 from utils.logging import print0
@@ -112,7 +113,9 @@ def build_model(options: argparse.Namespace, start: dict[str, Any], num_classes:
     if options.visfinetune and not start.get("model"):
         source = f"--visfinetune {options.visfinetune}"
         state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
-        print0(load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head))
+        state, interpolated = fit_position_embeddings(state, model.vision_model.state_dict())
+        account = load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head)
+        print0(account + interpolated)
     elif options.visfinetune:
         print0(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
     if options.resume:

@@ -23,6 +23,7 @@ from errors import UserError
 from utils.checkpoint import load_state, write_checkpoint
 from utils.distributed import failing_together, gather
 from utils.logging import print0
+from utils.optimizer_state import load_optimizer_state
 from utils.randomness import random_state, set_random_state
 
 
@@ -117,7 +118,11 @@ def resume(run: Run, training: Training, num_batches: int) -> None:
 def restore(run: Run, training: Training, num_batches: int) -> None:
     """Puts each part of the training into the state that the checkpoint has."""
     options, start = run.options, run.start
-    restore_optimizer(training.optimizer, start, options.resume)
+    if "optimizer" not in start:
+        raise UserError(
+            f"--resume {options.resume}: has weights only, no optimizer to continue with; start with --finetune"
+        )
+    load_optimizer_state(training.optimizer, start["optimizer"], f"--resume {options.resume}")
     if training.scaler.is_enabled() and start.get("scaler"):
         training.scaler.load_state_dict(start["scaler"])
     if training.ema and start.get("model_ema"):
@@ -137,19 +142,6 @@ def say_changed_options(run: Run) -> None:
     if changed:
         told = ", ".join(f"{name} {now[name]} (was {saved[name]})" for name in changed)
         print0(f"--resume {run.options.resume}: options that differ from the checkpoint's: {told}")
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, start: dict[str, Any], path: str) -> None:
-    """Loads the optimizer's moments; the learning rate comes from the schedule."""
-    if "optimizer" not in start:
-        raise UserError(f"--resume {path}: has weights only, no optimizer to continue with; start with --finetune")
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(start["optimizer"])
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"--resume {path}: its optimizer does not fit ({error}); check --opt and --tunebert") from error
-    for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values)
 
 
 def restore_schedule(training: Training) -> None:

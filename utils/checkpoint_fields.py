@@ -54,11 +54,22 @@ def is_dictionary(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
+def is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
+    """A list whose items all fit."""
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def is_entry(value: Any) -> bool:
+    """An entry of a log: its epoch, and the accuracy by which the best epoch is chosen."""
+    is_log = is_dictionary(value) and is_count(value.get("epoch"))
+    return is_log and is_number(value.get("val_acc1", value.get("test_acc1")))
+
+
 # Fields that any checkpoint may have, and those that only --resume reads. A field that is in neither is not read.
 START_FIELDS = {
     "args": Field(is_dictionary, "a dictionary or Namespace of options"),
     "bert_config": Field(lambda value: value is None or is_dictionary(value), "a dictionary or None"),
-    "class_names": Field(lambda value: isinstance(value, list) and all(map(is_name, value)), "a list of class names"),
+    "class_names": Field(lambda value: is_list_of(value, is_name), "a list of class names"),
     "vocabulary_sha256": Field(lambda value: value is None or is_name(value), "a checksum or None"),
 }
 RESUME_FIELDS = {
@@ -68,14 +79,16 @@ RESUME_FIELDS = {
     "optimizer": Field(is_dictionary, "a dictionary"),
     "lr_scheduler": Field(is_dictionary, "a dictionary"),
     "scaler": Field(is_scaler, "a dictionary with a GradScaler's numbers"),
+    "epoch_seconds": Field(is_number, "a number of seconds"),
+    "history": Field(lambda value: is_list_of(value, is_entry), "the entries of a log, each with an epoch"),
+    "processes": Field(lambda value: is_list_of(value, is_dictionary), "a dictionary for each process"),
+    "model_ema": Field(is_dictionary, "a dictionary of tensors"),
 }
 ARCHITECTURE = {
     "backbone": Field(is_name, "a name"),
     "alpha": Field(is_count, "a positive integer"),
     "hidden_dim": Field(is_count, "a positive integer"),
-    "locals": Field(
-        lambda value: isinstance(value, list) and len(value) == 4 and all(map(is_count, value)), "a list of 4 integers"
-    ),
+    "locals": Field(lambda value: is_list_of(value, is_count) and len(value) == 4, "a list of 4 integers"),
 }
 
 
@@ -98,7 +111,9 @@ def check_fields(checkpoint: dict[str, Any], flag: str, source: str, file_bytes:
     check(found.get("args", {}), ARCHITECTURE, f"{source}, args")
     if found.get("bert_config") is not None:
         found["bert_config"] = check_encoder_config(found["bert_config"], f"{source}, bert_config", file_bytes)
-    return found | {"model": check_state(checkpoint["model"], source, file_bytes)}
+    for name in {"model", "model_ema"} & (found.keys() | {"model"}):
+        found[name] = check_state(checkpoint[name], source, file_bytes)
+    return found
 
 
 def plain(value: Any) -> Any:
