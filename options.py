@@ -1,82 +1,14 @@
 """The command line: flags in groups, and the precedence defaults < config file < command line."""
 
 import argparse
-import math
-import os
-import types
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from errors import UserError
-from utils.messages import printable, shown
+from config_file import check_config, read_config
+from option_types import Parser, boolean, natural, non_negative, positive_float, positive_int, rate, share
 
 MODELS = ("lora", "lora_v")
 DATASETS = ("SER", "SER_V", "FI", "EmotionROI")
-MAX_CONFIG_BYTES = 2**20
-
-
-class Parser(argparse.ArgumentParser):
-    """Takes underscores and hyphens alike, no abbreviations, and raises UserError for a wrong flag or value."""
-
-    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
-        return super().parse_args([with_hyphens(argument) for argument in args], namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
-
-
-def with_hyphens(argument: str) -> str:
-    """`--output_dir=a_b` to `--output-dir=a_b`; anything that is not a flag stays as it is."""
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
-def boolean(text: str) -> bool:
-    """True or false as people write it, for flags that take a value."""
-    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower())
-    if value is None:
-        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """An integer from 1."""
-    return bounded(int(text), low=1)
-
-
-def natural(text: str) -> int:
-    """An integer from 0."""
-    return bounded(int(text), low=0)
-
-
-def non_negative(text: str) -> float:
-    """A finite number from 0."""
-    return bounded(float(text), low=0)
-
-
-def positive_float(text: str) -> float:
-    """A finite number above 0."""
-    value = non_negative(text)
-    if not value:
-        raise argparse.ArgumentTypeError("expected a number above 0, found 0")
-    return value
-
-
-def rate(text: str) -> float:
-    """A probability below 1."""
-    value = bounded(float(text), low=0)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, found {text}")
-    return value
-
-
-def bounded(value: Any, *, low: float) -> Any:
-    """The value itself if it is finite and at least `low`."""
-    if not math.isfinite(value) or value < low:
-        raise argparse.ArgumentTypeError(f"expected a number of at least {low}, found {value}")
-    return value
 
 
 def build_parser(defaults: dict[str, Any]) -> Parser:
@@ -88,6 +20,7 @@ def build_parser(defaults: dict[str, Any]) -> Parser:
     )
     for add_group in (
         add_run,
+        add_computing,
         add_model,
         add_weights,
         add_data,
@@ -115,14 +48,6 @@ def add_run(parser: Parser) -> None:
         default="published",
         help="published: test after each epoch, report the maximum; val: choose the epoch on val, test once",
     )
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
-    group.add_argument(
-        "--amp-dtype",
-        choices=("auto", "float32", "float16", "bfloat16"),
-        default="auto",
-        help="precision of the forward pass; auto: float16 with loss scaling on CUDA, float32 elsewhere",
-    )
-    group.add_argument("--channels-last", action="store_true", help="images and convolutions with channels last")
     group.add_argument("--seed", type=natural, default=0, help="random seed; each process adds its number")
     group.add_argument(
         "--deterministic", action="store_true", help="on a GPU too, only operations that give the same bits each time"
@@ -146,6 +71,27 @@ def add_run(parser: Parser) -> None:
     )
     group.add_argument("--dist-url", default="env://", help="rendezvous of the processes")
     group.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch without --use_env
+
+
+def add_computing(parser: Parser) -> None:
+    group = parser.add_argument_group("computing")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    group.add_argument(
+        "--amp-dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="precision of the forward pass; auto: float16 with loss scaling on CUDA, float32 elsewhere",
+    )
+    group.add_argument("--channels-last", action="store_true", help="images and convolutions with channels last")
+    group.add_argument(
+        "--compile", action="store_true", help="compile the vision model; the first steps take minutes, the rest less"
+    )
+    group.add_argument(
+        "--grad-checkpointing", action="store_true", help="compute the backbone's blocks twice to save memory"
+    )
+    group.add_argument(
+        "--profile", type=positive_int, metavar="STEPS", help="trace STEPS steps of training into --output-dir"
+    )
 
 
 def add_model(parser: Parser) -> None:
@@ -212,6 +158,17 @@ def add_data(parser: Parser) -> None:
         default="error",
         help="an image that cannot be read ends the run, or is left out, counted and listed",
     )
+    group.add_argument(
+        "--cache-images", action="store_true", help="keep the decoded images of a small data set in memory"
+    )
+    group.add_argument(
+        "--jpeg-draft",
+        action="store_true",
+        help="training decodes large JPEGs at reduced scale: faster, other pixels",
+    )
+    group.add_argument(
+        "--prefetch-factor", type=positive_int, default=2, metavar="N", help="batches that a worker reads ahead"
+    )
     group.add_argument("--steps-per-epoch", type=positive_int, metavar="N", help="end each epoch after N steps")
     group.add_argument("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help="pinned memory, on CUDA")
     group.add_argument(
@@ -244,6 +201,14 @@ def add_optimizer(parser: Parser) -> None:
     group.add_argument("--opt-betas", type=rate, nargs=2, metavar="B", help="betas; otherwise the optimizer's own")
     group.add_argument("--momentum", type=rate, default=0.9, help="momentum of SGD")
     group.add_argument("--weight-decay", type=non_negative, default=0.05, help="weight decay, on matrices alone")
+    group.add_argument(
+        "--layer-decay", type=share, metavar="F", help="factor of the learning rate from a layer to the one before it"
+    )
+    group.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        help="the optimizer's fused form; otherwise where it is on CUDA and has one",
+    )
     group.add_argument(
         "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches a step, as one large batch"
     )
@@ -289,79 +254,3 @@ def parse_options(argv: Sequence[str], defaults: dict[str, Any]) -> argparse.Nam
     if config:
         parser.set_defaults(**check_config(parser, read_config(config), config))
     return parser.parse_args(argv)
-
-
-def read_config(path: str) -> dict[str, Any]:
-    """The options of a config file: its `cfg` dictionary or, without one, its own variables.
-
-    The file is Python code, as in the published configs; mmcv 1.x reads it where it is installed, else mmengine.
-    """
-    try:
-        from mmcv import Config
-
-        settings = {}
-    except ImportError:
-        from mmengine.config import Config
-
-        settings = {"lazy_import": False}  # else an import in the config makes it another kind of file
-    source = f"--config {printable(path)}"
-    if not os.path.isfile(path):
-        raise UserError(f"{source}: no such file; the published command names configs/pvt/pvt_small.py")
-    if not path.endswith(".py") or os.path.getsize(path) > MAX_CONFIG_BYTES:
-        raise UserError(f"{source}: expected a Python file, *.py, of at most {MAX_CONFIG_BYTES:,} bytes")
-    try:
-        values = Config.fromfile(path, **settings)
-        values = {key: value for key, value in values.items() if not isinstance(value, types.ModuleType)}
-    except (Exception, SystemExit) as error:  # a config is a program: anything may go wrong in it
-        reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))
-        raise UserError(f"{source}: cannot be read as a config: {reason}") from error
-    if set(values) == {"cfg"}:
-        values = values["cfg"]
-    if not isinstance(values, dict):
-        raise UserError(f"{source}: cfg is {shown(values)}: expected a dictionary of options")
-    return dict(values)
-
-
-def check_config(parser: Parser, values: dict[str, Any], path: str) -> dict[str, Any]:
-    """Passes each value of a config file through its flag's own type and choices."""
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    return {key: config_value(actions, key, value, printable(path)) for key, value in values.items()}
-
-
-def config_value(actions: dict[str, argparse.Action], key: str, value: Any, path: str) -> Any:
-    """One entry of a config file, checked as its flag would be on the command line."""
-    action = actions.get(key)
-    if action is None:
-        found = f"unknown key {shown(key)}"
-        raise UserError(f"--config {path}: {found}; its keys are the flags of --help with underscores")
-    if value is None and action.default is None:
-        return None
-    is_switch = action.nargs == 0 or action.type is boolean
-    if is_switch:
-        if not isinstance(value, bool):
-            raise UserError(f"--config {path}: {key} is {shown(value)}: expected True or False")
-        return value
-    items = list(value) if isinstance(value, list | tuple) else [value]
-    takes_list = action.nargs is not None
-    if takes_list != isinstance(value, list | tuple) or (isinstance(action.nargs, int) and len(items) != action.nargs):
-        expected = f"a list of {action.nargs} values" if takes_list else "one value"
-        raise UserError(f"--config {path}: {key} is {shown(value)}: expected {expected}")
-    items = [config_item(action, item, f"--config {path}: {key} is {shown(value)}") for item in items]
-    return items if takes_list else items[0]
-
-
-def config_item(action: argparse.Action, item: Any, where: str) -> Any:
-    """One value of an entry: a number where the flag takes a number, text where it takes text, one of its choices."""
-    wants_text = action.type is None
-    if isinstance(item, bool) or isinstance(item, str) != wants_text or not isinstance(item, str | int | float):
-        raise UserError(f"{where}: expected {'text' if wants_text else 'a number'}, found {type(item).__name__}")
-    if action.choices and item not in action.choices:
-        raise UserError(f"{where}: expected one of {', '.join(map(str, action.choices))}")
-    if wants_text and not item.isprintable():
-        raise UserError(f"{where}: expected text on one line, without control characters")
-    if wants_text:
-        return item
-    try:
-        return action.type(repr(item))
-    except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"{where}: {printable(error)}") from error
