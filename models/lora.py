@@ -62,10 +62,28 @@ class LORA(nn.Module):
         """Images (B, 3, H, W) to visual tokens (B, n_visual, C_4) and the patches that each stage selected."""
         return self.vision_model(images)
 
-    def forward(self, images: Tensor, word_ids: Tensor, word_mask: Tensor) -> Tensor:
-        """Images (B, 3, H, W), word ids and mask (B, 30) to logits (B, num_classes)."""
+    def encode_text(self, word_ids: Tensor, word_mask: Tensor) -> Tensor:
+        """Word ids and mask (B, 30) to the text encoder's features (B, 30, width).
+
+        In evaluation mode they depend on the text alone, so that those of a text that comes again may be kept.
+        """
+        return text_features(self.text_model, word_ids, word_mask)
+
+    def forward(
+        self,
+        images: Tensor,
+        word_ids: Tensor | None = None,
+        word_mask: Tensor | None = None,
+        text_features: Tensor | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) with word ids and mask (B, 30) to logits (B, num_classes).
+
+        `text_features`, as `encode_text` gives them, take the place of ids and mask: the text encoder does not run.
+        """
+        if text_features is None:
+            text_features = self.encode_text(word_ids, word_mask)
         visual = self.v_proj(self.forward_features(images).tokens)  # (B, n_visual, hidden_dim)
-        text = self.l_proj(text_features(self.text_model, word_ids, word_mask))  # (B, 30, hidden_dim)
+        text = self.l_proj(text_features)  # (B, 30, hidden_dim)
         x = torch.cat([visual, text], dim=1) + self.pos_embed  # (B, n_visual + 30, hidden_dim)
         return self.head(self.fusion_model(x))
 

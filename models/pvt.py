@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
+from models.attention import AttentionMap, attend
+
 BASE_IMAGE_SIZE = 224  # pixels; the position embeddings have one vector a grid cell of this size
+# Elements of the MLP's hidden layer that are made at a time on a CPU without gradient: few enough for its cache.
+HIDDEN_ELEMENTS = 2**19
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,36 @@ BACKBONES = {
 }
 
 
+class PatchConv(nn.Conv2d):
+    """Convolution with kernel = stride = patch as one matrix product: (B, C_in, H, W) to tokens (B, H' * W', C).
+
+    The maps between stages are tokens seen as maps, so that a patch's rows lie together in memory and the product's
+    input is made by copying runs; the convolution itself copies the whole map to its own layout first.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, patch_size: int):
+        super().__init__(in_channels, out_channels, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C_in, H, W), sides multiples of the patch, to tokens (B, H' * W', C)."""
+        patch = self.kernel_size[0]
+        x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C_in, H', patch, W', patch)
+        x = x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)  # (B, H' * W', patch * patch * C_in)
+        return F.linear(x, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+
+
 class PatchEmbed(nn.Module):
     """Convolution with kernel = stride = patch, flatten, LayerNorm: (B, C_in, H, W) to (B, H' * W', C)."""
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int):
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = PatchConv(in_channels, embed_dim, patch_size)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Returns the patch tokens (B, H' * W', C) and their grid (H', W')."""
-        x = self.proj(x)  # (B, C, H', W')
-        grid = (x.shape[2], x.shape[3])
-        return self.norm(x.flatten(2).transpose(1, 2)), grid  # (B, H' * W', C)
+        patch = self.proj.kernel_size[0]
+        return self.norm(self.proj(x)), (x.shape[2] // patch, x.shape[3] // patch)
 
 
 class SpatialReductionAttention(nn.Module):
@@ -69,7 +90,7 @@ class SpatialReductionAttention(nn.Module):
         self.proj_drop = nn.Dropout(drop)
         self.reduction = reduction
         if reduction > 1:
-            self.sr = nn.Conv2d(embed_dim, embed_dim, kernel_size=reduction, stride=reduction)
+            self.sr = PatchConv(embed_dim, embed_dim, reduction)
             self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
 
     def reduce(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -77,22 +98,21 @@ class SpatialReductionAttention(nn.Module):
         if self.reduction == 1:
             return x
         class_token, patches = x.tensor_split([x.shape[1] - grid[0] * grid[1]], dim=1)
-        patches = self.sr(patches.transpose(1, 2).unflatten(2, grid))  # (B, C, H / r, W / r)
-        patches = patches.flatten(2).transpose(1, 2)  # (B, H * W / r^2, C)
+        patches = self.sr(patches.transpose(1, 2).unflatten(2, grid))  # (B, H * W / r^2, C)
         return self.norm(torch.cat([class_token, patches], dim=1))  # (B, M, C)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the output (B, N, C), the queries (B, heads, N, d) and the keys (B, heads, M, d)."""
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, AttentionMap]:
+        """Returns the output (B, N, C) and the attention's map (B, heads, N, M)."""
         queries = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d)
         keys_values = self.kv(self.reduce(x, grid)).unflatten(2, (2, self.num_heads, -1))  # (B, M, 2, heads, d)
         keys, values = keys_values.permute(2, 0, 3, 1, 4)  # (B, heads, M, d) each
-        x = F.scaled_dot_product_attention(queries, keys, values)  # (B, heads, N, d)
+        x, attention = attend(queries, keys, values)  # (B, heads, N, d)
         x = self.proj(x.transpose(1, 2).flatten(2))  # (B, N, C)
-        return self.proj_drop(x), queries, keys
+        return self.proj_drop(x), attention
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; also returns its queries and keys, all that re-attention needs of it."""
+    """Pre-norm transformer block; also returns its attention map, all that re-attention needs of it."""
 
     def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int, reduction: int, drop: float, drop_path: float):
         super().__init__()
@@ -102,12 +122,25 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
         self.mlp = Mlp(embed_dim, mlp_ratio * embed_dim, drop=drop)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, C) to (B, N, C), with queries (B, heads, N, d) and keys (B, heads, M, d)."""
-        attended, queries, keys = self.attn(self.norm1(x), grid)
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, AttentionMap]:
+        """(B, N, C) to (B, N, C), with the attention's map (B, heads, N, M)."""
+        attended, attention = self.attn(self.norm1(x), grid)
         x = x + self.drop_path(attended)
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
-        return x, queries, keys
+        x = x + self.drop_path(mlp_in_rows(self.mlp, self.norm2(x)))
+        return x, attention
+
+
+def mlp_in_rows(mlp: Mlp, x: Tensor) -> Tensor:
+    """The MLP on tokens (B, N, C); on a CPU without gradient in blocks of tokens, if there are many.
+
+    Its hidden layer is the largest tensor of the network: 26 MB an image of 448 px in stage 1. In blocks it is neither
+    written to nor read from memory, which takes a third off the time.
+    """
+    rows = HIDDEN_ELEMENTS // mlp.fc1.out_features
+    tokens = x.flatten(0, 1)
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(tokens) <= 4 * rows:
+        return mlp(x)
+    return torch.cat([mlp(block) for block in tokens.split(rows)]).unflatten(0, x.shape[:2])
 
 
 def build_blocks(config: PVTConfig, *, drop: float, drop_path: float) -> list[nn.ModuleList]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
 from models.pvt import PatchEmbed, PVTConfig, build_blocks, init_linear, interpolate_position_embedding
@@ -58,6 +59,7 @@ class VisionModel(nn.Module):
             self.add_module(f"block{stage + 1}", all_blocks[stage])
             in_channels = dim
         self.norm = nn.LayerNorm(config.embed_dims[3], eps=1e-6)
+        self.grad_checkpointing = False
         self.init_weights()
 
     @property
@@ -73,6 +75,13 @@ class VisionModel(nn.Module):
     def patches_a_head(self, stage: int) -> int:
         """How many patches a head of stage 0 to 3 selects: alpha * r, with r = N // (M - 1), the reduction squared."""
         return self.alpha * self.config.reductions[stage] ** 2
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training keeps each block's input alone and computes the rest again for the gradient.
+
+        Results and gradients stay the same, dropout and stochastic depth included; memory falls, time rises.
+        """
+        self.grad_checkpointing = enable
 
     def init_weights(self) -> None:
         """Initial values of spec section 1; convolutions stay as PyTorch makes them."""
@@ -103,15 +112,17 @@ class VisionModel(nn.Module):
             (B, heads, k), None for a stage without re-attention.
         """
         x, grid = self.embed(x, stage)
-        queries, keys = [], []
+        maps = []
         for block in self.get_submodule(f"block{stage + 1}"):
-            x, q, k = block(x, grid)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x, attention = checkpoint(block, x, grid, use_reentrant=False)
+            else:
+                x, attention = block(x, grid)
             if self.has_class_token(stage):
-                queries.append(q)
-                keys.append(k)
+                maps.append(attention)
         selected = None
-        if queries:
-            scores = class_token_scores(queries, keys, last_stage=stage == 3)  # (B, heads, N - 1)
+        if maps:
+            scores = class_token_scores(maps, last_stage=stage == 3)  # (B, heads, N - 1)
             selected = select_patches(scores, self.patches_a_head(stage))  # (B, heads, alpha * r)
         class_token, patches = x.tensor_split([x.shape[1] - grid[0] * grid[1]], dim=1)
         return patches.transpose(1, 2).unflatten(2, grid), class_token, selected

@@ -108,7 +108,7 @@ def backbone_only(model: nn.Module, images: Tensor) -> Tensor:
     for stage in range(4):
         x, grid = vision.embed(x, stage)
         for block in vision.get_submodule(f"block{stage + 1}"):
-            x, _, _ = block(x, grid)
+            x, _ = block(x, grid)
         if stage < 3:
             x = x.transpose(1, 2).unflatten(2, grid)
     return model.head(model.v_proj(vision.norm(x[:, 0])))
