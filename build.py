@@ -22,6 +22,7 @@ from utils.logging import describe_run, print0
 from utils.randomness import make_deterministic, set_seeds
 
 IMAGES_OF_LR = 512  # images a step that --lr is meant for
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum")  # timm's names of PyTorch's own that have a fused form
 
 
 class Run(NamedTuple):
@@ -47,10 +48,19 @@ def build_run(options: argparse.Namespace, processes: Processes) -> Run:
         start = read_start(options)
         data = build_data(options, start)
         model = build_model(options, start, len(next(iter(data.values())).class_names)).to(processes.device)
+        prepare_computing(options, model)
     print0(
         f"{options.model}: {count_parameters(model):,} parameters learn, on {processes.world_size} x {processes.device}"
     )
     return Run(options, processes, model, start, data, describe_run(vars(options)))
+
+
+def prepare_computing(options: argparse.Namespace, model: nn.Module) -> None:
+    """How the model computes, which changes no result beyond rounding: layout, checkpointing, compilation."""
+    model.to(memory_format=memory_format(options))
+    model.vision_model.set_grad_checkpointing(options.grad_checkpointing)
+    if options.compile:
+        model.vision_model.compile()
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -100,6 +110,8 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
             transform=transform,
             tokenizer=tokenizer,
             on_bad_image="replace" if replaces else options.on_bad_image,
+            cache_images=options.cache_images,
+            jpeg_draft=options.jpeg_draft and split == "train",
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
     return data
@@ -136,6 +148,7 @@ def loader_settings(options: argparse.Namespace, processes: Processes) -> dict[s
     """Settings of any data loader; no more workers than this machine has cores."""
     return {
         "num_workers": min(options.num_workers, os.cpu_count() or 1),
+        "prefetch_factor": options.prefetch_factor,
         "pin_memory": options.pin_mem and processes.device.type == "cuda",
         "seed": options.seed + processes.rank,
     }
@@ -167,6 +180,9 @@ def build_optimizer(options: argparse.Namespace, model: nn.Module, world_size: i
     if not options.unscale_lr:
         learning_rate *= options.batch_size * options.grad_accum_steps * world_size / IMAGES_OF_LR
     settings: dict[str, Any] = {"eps": options.opt_eps}
+    on_cuda = next(model.parameters()).is_cuda
+    if options.fused or (options.fused is None and on_cuda and options.opt in FUSED_OPTIMIZERS):
+        settings["fused"] = True
     if options.opt_betas:
         settings["betas"] = tuple(options.opt_betas)
     try:
@@ -176,6 +192,7 @@ def build_optimizer(options: argparse.Namespace, model: nn.Module, world_size: i
             lr=learning_rate,
             weight_decay=options.weight_decay,
             momentum=options.momentum,
+            layer_decay=options.layer_decay,
             **settings,
         )
     except (ValueError, TypeError, AssertionError) as error:

@@ -146,8 +146,13 @@ def evaluate(
     num_classes: int,
     amp_dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
+    text_features: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
-    """Runs the model in evaluation mode over the batches, which may be none, or have no readable image."""
+    """Runs the model in evaluation mode over the batches, which may be none, or have no readable image.
+
+    Args:
+        text_features: gives the text encoder's features of samples by their indices, in place of their word ids.
+    """
     model.eval()
     indices, labels = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.long)]
     logits = [torch.empty(0, num_classes)]
@@ -155,7 +160,11 @@ def evaluate(
         if "image" not in batch:
             continue
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype != torch.float32):
-            output = model(*model_inputs(batch, device, memory_format))
+            inputs = model_inputs(batch, device, memory_format)
+            if text_features is None:
+                output = model(*inputs)
+            else:
+                output = model(inputs[0], text_features=text_features(batch["index"]))
         indices.append(batch["index"])
         labels.append(batch["label"])
         logits.append(output.float().cpu())

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import datasets
 from build import Run, amp_dtype, build_eval_loader, memory_format
@@ -29,6 +30,31 @@ class Evaluation(NamedTuple):
     not_scored: list[dict[str, str]]
 
 
+class TextFeatures:
+    """The text encoder's features of a split's distinct texts, each encoded once in an evaluation, when first needed.
+
+    The texts are encoded in groups that are the same whatever samples come first, so that features, and with them the
+    logits, do not depend on the number of processes, not even in the last bit.
+    """
+
+    def __init__(self, model: nn.Module, dataset: datasets.StickerDataset, group_size: int):
+        self.model, self.dataset, self.group_size = model, dataset, group_size
+        self.device = next(model.parameters()).device
+        self.groups: dict[int, Tensor] = {}  # (texts of the group, 30, width)
+
+    def of(self, indices: Tensor) -> Tensor:
+        """Features (B, 30, width) of samples (B,)."""
+        rows = self.dataset.rows[indices].tolist()
+        return torch.stack([self._group(row // self.group_size)[row % self.group_size] for row in rows])
+
+    def _group(self, number: int) -> Tensor:
+        if number not in self.groups:
+            start = number * self.group_size
+            words = self.dataset.words[start : start + self.group_size].to(self.device)  # (texts, 2, 30)
+            self.groups[number] = self.model.encode_text(words[:, 0], words[:, 1])
+        return self.groups[number]
+
+
 def measure(run: Run, model: nn.Module, split: str, *, watchdog: Watchdog, stop: StopSignals) -> Evaluation:
     """Evaluates the model on a split, each sample once, and gives the result to every process.
 
@@ -47,6 +73,7 @@ def measure(run: Run, model: nn.Module, split: str, *, watchdog: Watchdog, stop:
             num_classes=len(dataset.class_names),
             amp_dtype=amp_dtype(options, processes.device),
             memory_format=memory_format(options),
+            text_features=TextFeatures(model, dataset, options.batch_size).of if dataset.words is not None else None,
         )
     if options.dist_eval:
         parts, skipped_parts = zip(*gather((predictions, skipped)), strict=True)

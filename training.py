@@ -1,6 +1,7 @@
 """The training of a run: epochs, evaluations and checkpoints, to the last epoch or to a signal."""
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from utils.logging import (
     write_json,
     write_json_lines,
 )
+from utils.profiling import profiling
 from utils.watchdog import Watchdog
 
 
@@ -49,9 +51,11 @@ def train(run: Run) -> None:
         watchdog = contexts.enter_context(
             Watchdog(options.timeout, rank=processes.rank, world_size=processes.world_size, store=processes.store)
         )
+        trace = options.profile if processes.is_main else None
+        profiled = contexts.enter_context(profiling(trace, Path(options.output_dir) / "trace.json"))
         try:
             while training.epoch < options.epochs:
-                train_epoch(run, training, loader, watchdog=watchdog, stop=stop)
+                train_epoch(run, training, loader, watchdog=watchdog, stop=stop, profiled=profiled)
                 evaluate_epoch(run, training, watchdog=watchdog, stop=stop)
         except Interrupted:
             save(run, training, [checkpoint_name(options)])
@@ -80,7 +84,15 @@ def prepare_folder(run: Run, training: Training) -> None:
         write_json(folder / "options.json", run.facts)
 
 
-def train_epoch(run: Run, training: Training, loader: DataLoader, *, watchdog: Watchdog, stop: StopSignals) -> None:
+def train_epoch(
+    run: Run,
+    training: Training,
+    loader: DataLoader,
+    *,
+    watchdog: Watchdog,
+    stop: StopSignals,
+    profiled: Callable[[], None],
+) -> None:
     """Trains to the end of the epoch under way; every --checkpoint-steps steps, and on a signal, a checkpoint."""
     options, processes = run.options, run.processes
     began = time.monotonic() - training.seconds
@@ -90,6 +102,7 @@ def train_epoch(run: Run, training: Training, loader: DataLoader, *, watchdog: W
         training.batch, training.seconds = batches_done, time.monotonic() - began
         if training.ema:
             training.ema.update(training.model)
+        profiled()
         if exit_code := agree(stop.exit_code):
             raise Interrupted(exit_code)
         if every and batches_done % every == 0:

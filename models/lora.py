@@ -1,6 +1,6 @@
 """LORA and LORA-V, put together of backbone, text encoder and fusion head (paper section 4)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 from models.fusion import FusionBlock, init_xavier
+from models.layers import layer_matcher
 from models.pvt import BACKBONES
 from models.text import MAX_TEXT_TOKENS, build_text_model, freeze_text_model, text_features
 from models.vision import VisionModel, VisualFeatures
@@ -25,6 +26,10 @@ class LORA_V(nn.Module):
         self.fusion_model = FusionBlock(hidden_dim, **dropout)
         self.head = nn.Linear(hidden_dim, num_classes)
         init_head(self.pos_embed, self.v_proj, self.head)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layers of the network, for timm's layer-wise learning rates."""
+        return layer_matcher(self)
 
     def forward_features(self, images: Tensor) -> VisualFeatures:
         """Images (B, 3, H, W) to visual tokens (B, n_visual, C_4) and the patches that each stage selected."""
@@ -57,6 +62,10 @@ class LORA(nn.Module):
         self.fusion_model = FusionBlock(hidden_dim, **dropout)
         self.head = nn.Linear(hidden_dim, num_classes)
         init_head(self.pos_embed, self.v_proj, self.l_proj, self.head)
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layers of the network, for timm's layer-wise learning rates."""
+        return layer_matcher(self)
 
     def forward_features(self, images: Tensor) -> VisualFeatures:
         """Images (B, 3, H, W) to visual tokens (B, n_visual, C_4) and the patches that each stage selected."""

@@ -51,12 +51,14 @@ def test_an_epoch_is_plain_gradient_descent():
         torch.testing.assert_close(parameter, other)
 
 
-def test_clipping_bounds_the_step():
+@pytest.mark.parametrize("amp_dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_clipping_bounds_the_step_at_every_precision(amp_dtype):
+    """With float16 the loss is scaled: the gradient is to be clipped at its own size."""
     model = make_model()
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    train(model, make_batches(count=1), clip_grad=1e-3)
-    change = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)])
-    assert change.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    before = flat(model)
+    scaler = torch.amp.GradScaler("cpu", enabled=amp_dtype == torch.float16, init_scale=1024)
+    train(model, make_batches(count=1), clip_grad=1e-3, amp_dtype=amp_dtype, scaler=scaler)
+    assert (flat(model) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("clip_grad", [None, 0.05])
