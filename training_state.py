@@ -23,6 +23,7 @@ from errors import UserError
 from utils.checkpoint import load_state, write_checkpoint
 from utils.distributed import failing_together, gather
 from utils.logging import print0
+from utils.messages import shown
 from utils.optimizer_state import load_optimizer_state
 from utils.randomness import random_state, set_random_state
 
@@ -99,7 +100,6 @@ def resume(run: Run, training: Training, num_batches: int) -> None:
         UserError: the checkpoint has no training to go on with, or one that does not fit or is damaged.
     """
     options = run.options
-    say_changed_options(run)
     try:
         restore(run, training, num_batches)
     except UserError:
@@ -118,6 +118,7 @@ def resume(run: Run, training: Training, num_batches: int) -> None:
 def restore(run: Run, training: Training, num_batches: int) -> None:
     """Puts each part of the training into the state that the checkpoint has."""
     options, start = run.options, run.start
+    say_changed_options(run)
     if "optimizer" not in start:
         raise UserError(
             f"--resume {options.resume}: has weights only, no optimizer to continue with; start with --finetune"
@@ -140,7 +141,7 @@ def say_changed_options(run: Run) -> None:
     silent = {"resume", "output_dir", "config", "data_path", "bert_model", "visfinetune", "finetune", "local_rank"}
     changed = [name for name in now if name not in silent and name in saved and saved[name] != now[name]]
     if changed:
-        told = ", ".join(f"{name} {now[name]} (was {saved[name]})" for name in changed)
+        told = ", ".join(f"{name} {now[name]} (was {shown(saved[name])})" for name in changed)
         print0(f"--resume {run.options.resume}: options that differ from the checkpoint's: {told}")
 
 
@@ -164,10 +165,9 @@ def restore_position(run: Run, training: Training, num_batches: int) -> None:
     if not states:
         print0(f"--resume {options.resume}: has no random states; data order and augmentation go on with --seed")
         return
-    images_a_batch = options.batch_size * processes.world_size
     images_done = start["step"] * start["args"].get("batch_size", options.batch_size) * len(states)
-    steps_done = images_done // images_a_batch // options.grad_accum_steps
-    training.batch = min(steps_done * options.grad_accum_steps, num_batches)
+    batch = images_done // (options.batch_size * processes.world_size)
+    training.batch = num_batches if batch >= num_batches else batch - batch % options.grad_accum_steps
     training.seconds = start.get("epoch_seconds", 0.0)
     own = states[processes.rank % len(states)]
     training.losses.values = own["losses"].tolist()
