@@ -261,7 +261,7 @@ BOMBS = {  # pickles that torch.load(weights_only=True) itself takes
     "a text that doubles": b"\x80\2c_codecs\nencode\nq\1X\1\0\0\0xX\3\0\0\0hex\x86R.",
     "a tuple of two tuples of two, as a key": b"\x80\2})q\1" + b"h\1\x86q\1" * 60 + b"Ns.",
     "a list of two lists of two": b"\x80\2]q\1" + b"](h\1h\1eq\1" * 60 + b"X\1\0\0\0x\x85R.",
-    "lists filled after they were put in others": b"\x80\2]q\1]q\2(h\1h\1eh\1(h\2h\2e.",
+    "a list filled after it was put in another": b"\x80\2]q\1]q\2\x86q\3h\1(h\2h\2e.",
     "a list that holds itself": b"\x80\2]q\1h\1a.",
     "a tuple a million deep, as a key": b"\x80\2}N" + b"\x85" * 10**6 + b"Ns.",
 }

@@ -191,7 +191,8 @@ def test_code_is_named(tmp_path):
         ("step", -1), ("step", None), ("args", 5), ("args", {5: 1}), ("best", None), ("best", 81.2), ("best", {}),
         ("best", {"acc1": "x", "epoch": 1}), ("best", {"acc1": float("nan"), "epoch": 1}), ("best", {"acc1": 1.0}),
         ("best", {"acc1": 10**400, "epoch": 1}), ("optimizer", []), ("optimizer", {5: 1}), ("lr_scheduler", 3),
-        ("scaler", {"scale": 1.0}), ("scaler", None), ("class_names", "anger"), ("class_names", [1]),
+        ("scaler", {"scale": 1.0}), ("scaler", None), ("scaler", PUBLISHED["scaler"] | {"scale": 0.0}),
+        ("best", {"acc1": 1e9, "epoch": 1}), ("class_names", "anger"), ("class_names", [1]),
         ("class_names", ["a\nb"]), ("vocabulary_sha256", 5), ("bert_config", 5), ("bert_config", {}),
     ],
 )  # fmt: skip

@@ -172,7 +172,7 @@ def test_anything_but_https_is_refused(server, url):
 
 @pytest.mark.parametrize("path", REDIRECTS)
 def test_redirects_to_anything_but_https_are_refused(server, cache, path):
-    refused(f"{server.address}{path}", "not" if path == "/to-http" else "")
+    refused(f"{server.address}{path}", "which is not HTTPS" if path == "/to-http" else "--resume")
     assert (server.requested, cache()) == ([path], [])
 
 

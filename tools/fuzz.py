@@ -104,9 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     numbers = range(options.first, options.first + options.count)
     outcomes = run(options.reader, options.seed, numbers, options.failures)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
         f"{options.reader}, seed {options.seed}: {sum(outcomes.values()):,} cases, {outcomes['result']:,} results, "
-        f"{outcomes['UserError']:,} UserErrors, {outcomes['failure']:,} failures, {time.monotonic() - start:.0f} s"
+        f"{outcomes['UserError']:,} UserErrors, {outcomes['failure']:,} failures, {time.monotonic() - start:.0f} s, "
+        f"of which {used.ru_utime + used.ru_stime:.0f} s of processor time"
     )
     return 1 if outcomes["failure"] else 0
 

@@ -38,15 +38,18 @@ def is_name(value: Any) -> bool:
 
 
 def is_best(value: Any) -> bool:
-    """The best epoch so far, counted from 0 (-1: none yet), and its numbers, of which `acc1` is one."""
+    """The best epoch so far, counted from 0 (-1: none yet), and its numbers, of which `acc1`, in per cent, is one."""
     numbers = isinstance(value, dict) and all(is_name(key) and is_number(number) for key, number in value.items())
-    return numbers and "acc1" in value and is_count(value.get("epoch"), low=-1)
+    return numbers and 0 <= value.get("acc1", -1) <= 100 and is_count(value.get("epoch"), low=-1)
 
 
 def is_scaler(value: Any) -> bool:
     """The state of a GradScaler, empty where it was not enabled."""
     names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-    return isinstance(value, dict) and (not value or (names <= value.keys() and all(map(is_number, value.values()))))
+    if not isinstance(value, dict) or not value:
+        return isinstance(value, dict)
+    numbers = names <= value.keys() and all(is_number(number) and number >= 0 for number in value.values())
+    return numbers and value["scale"] > 0 and value["growth_factor"] > 1 and 0 < value["backoff_factor"] < 1
 
 
 def is_dictionary(value: Any) -> bool:
