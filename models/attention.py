@@ -60,11 +60,21 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Atten
     """Attention of queries (B, heads, N, d) to keys and values (B, heads, M, d): its output and its map.
 
     `F.scaled_dot_product_attention` does not hand out the log-sum-exp that its kernels compute. On a CPU the kernel
-    that it always chooses is called by name; elsewhere, and in an exported graph, whose decomposition of that kernel
-    has no log-sum-exp, the map has to do without.
+    that it chooses there is called by name; where that has none to give, the map has to do without.
     """
-    if queries.device.type == "cpu" and not torch.compiler.is_exporting():
+    if gives_logsumexp(queries):
         output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values)
         return output, AttentionMap(queries, keys, logsumexp)
     output = F.scaled_dot_product_attention(queries, keys, values)
     return output, AttentionMap(queries, keys, None)
+
+
+def gives_logsumexp(queries: Tensor) -> bool:
+    """Whether the CPU's fused kernel can be called by name, and its log-sum-exp be trusted.
+
+    PyTorch's decomposition of it for exported graphs returns the map instead, and its description for compiled graphs
+    has float32 where the kernel returns float64.
+    """
+    if queries.device.type != "cpu" or torch.compiler.is_exporting():
+        return False
+    return not (torch.compiler.is_compiling() and queries.dtype == torch.float64)

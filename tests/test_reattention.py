@@ -4,54 +4,100 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from errors import UserError
 from models import BACKBONES, create_model, reattention
+from models.attention import attend
 from models.fusion import FusionBlock
 from tests import oracle
 
 
-def random_maps(num_blocks, queries, keys, *, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    q = [torch.randn(2, 3, queries, 8, dtype=torch.float64, generator=generator) for _ in range(num_blocks)]
-    k = [torch.randn(2, 3, keys, 8, dtype=torch.float64, generator=generator) for _ in range(num_blocks)]
-    maps = [(a @ b.mT * 8**-0.5).softmax(-1) for a, b in zip(q, k, strict=True)]
-    return q, k, maps
+def random_maps(num_blocks, queries, keys, *, with_logsumexp=True, dtype=torch.float64):
+    """Attention maps as the blocks leave them behind, and the same maps (B, heads, N, M) written out."""
+    generator = torch.Generator().manual_seed(0)
+    maps, written_out = [], []
+    for _ in range(num_blocks):
+        q = torch.randn(2, 3, queries, 8, dtype=torch.float64, generator=generator).to(dtype)
+        k = torch.randn(2, 3, keys, 8, dtype=torch.float64, generator=generator).to(dtype)
+        _, attention = attend(q, k, torch.zeros_like(k))
+        maps.append(attention if with_logsumexp else attention._replace(logsumexp=None))
+        written_out.append((q @ k.mT * 8**-0.5).softmax(-1))
+    return maps, written_out
 
 
 @pytest.mark.parametrize("num_blocks", [2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("last_stage", [False, True])
 @pytest.mark.parametrize("block_elements", [1, 2**18])
-def test_row_form_is_the_textbook_product(num_blocks, last_stage, block_elements, monkeypatch):
+@pytest.mark.parametrize("with_logsumexp", [True, False])
+def test_row_form_is_the_textbook_product(num_blocks, last_stage, block_elements, with_logsumexp, monkeypatch):
     monkeypatch.setitem(reattention.BLOCK_ELEMENTS, "cpu", block_elements)
-    q, k, maps = random_maps(num_blocks, queries=41, keys=41 if last_stage else 11)
-    scores = reattention.class_token_scores(q, k, last_stage=last_stage)
-    expected = oracle.reattention_scores(maps, last_stage=last_stage)
+    maps, written_out = random_maps(num_blocks, 41, 41 if last_stage else 11, with_logsumexp=with_logsumexp)
+    scores = reattention.class_token_scores(maps, last_stage=last_stage)
+    expected = oracle.reattention_scores(written_out, last_stage=last_stage)
     torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("with_logsumexp", [True, False])
+def test_half_precision_scores_are_float32_and_near(dtype, with_logsumexp):
+    maps, _ = random_maps(4, 41, 11, dtype=dtype, with_logsumexp=with_logsumexp)
+    _, exact = random_maps(4, 41, 11)
+    with torch.autocast("cpu", dtype=dtype):
+        scores = reattention.class_token_scores(maps, last_stage=False)
+    assert scores.dtype == torch.float32
+    expected = oracle.reattention_scores(exact, last_stage=False).float()
+    torch.testing.assert_close(scores, expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("with_logsumexp", [True, False])
+def test_images_and_heads_side_by_side_are_the_same(with_logsumexp):
+    """On a CPU the images take turns; elsewhere and in a compiled graph all maps go side by side."""
+    maps, _ = random_maps(3, 41, 11, with_logsumexp=with_logsumexp)
+    together = reattention.chained_row([attention.flattened() for attention in maps], last_stage=False)
+    scores = reattention.class_token_scores(maps, last_stage=False)
+    torch.testing.assert_close(together.unflatten(0, (2, 3))[..., 1:], scores, rtol=1e-12, atol=0)
+
+
+def test_attention_is_the_librarys():
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64) for length in (41, 11, 11))
+    output, attention = attend(q, k, v)
+    torch.testing.assert_close(output, F.scaled_dot_product_attention(q, k, v), rtol=0, atol=1e-14)
+    torch.testing.assert_close(attention.logsumexp, (q @ k.mT * 8**-0.5).logsumexp(-1), rtol=0, atol=1e-14)
+
+
 def test_no_gradient_passes_through_the_choice():
-    q, k, _ = random_maps(3, queries=20, keys=5)
-    for tensor in (*q, *k):
-        tensor.requires_grad_(True)
-    assert not reattention.class_token_scores(q, k, last_stage=False).requires_grad
+    maps, _ = random_maps(3, 20, 5)
+    for attention in maps:
+        attention.queries.requires_grad_(True)
+        attention.keys.requires_grad_(True)
+    assert not reattention.class_token_scores(maps, last_stage=False).requires_grad
 
 
-def test_largest_tensor_is_linear_in_the_number_of_tokens(monkeypatch):
-    """At 4 times the tokens, queries and keys both, no step may make a tensor of more than some rows of a map."""
+@pytest.mark.parametrize("with_logsumexp", [True, False])
+def test_no_step_makes_more_than_some_rows_of_a_map(with_logsumexp, monkeypatch):
+    """Of 800 x 500 entries a head, no tensor that is made has more than a block's rows."""
     monkeypatch.setitem(reattention.BLOCK_ELEMENTS, "cpu", 1)
-    largest = 0
-    softmax = reattention.softmax
+    maps, _ = random_maps(4, 800, 500, with_logsumexp=with_logsumexp)
+    block = 3 * reattention.MIN_BLOCK_ROWS * 500
+    with LargestTensor() as largest:
+        reattention.class_token_scores(maps, last_stage=False)
+    assert largest.elements == block
 
-    def measured(logits):
-        nonlocal largest
-        largest = max(largest, logits.numel())
-        return softmax(logits)
 
-    monkeypatch.setattr(reattention, "softmax", measured)
-    q, k, _ = random_maps(4, queries=800, keys=50)
-    reattention.class_token_scores(q, k, last_stage=False)
-    assert largest == 2 * 3 * reattention.MIN_BLOCK_ROWS * 50
+class LargestTensor(TorchDispatchMode):
+    """Notes the elements of the largest tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
 
 
 @pytest.mark.parametrize(
