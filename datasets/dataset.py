@@ -1,6 +1,7 @@
 """The torch data set: samples read as tensors, and what happens where an image cannot be read."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi,
 from datasets.cache import PictureCache
 from datasets.files import printable
 from datasets.images import read_image
-from datasets.randomness import seeded
+from datasets.randomness import kept_generators, seed_generators
 from datasets.samplers import Draw
 from datasets.text import Tokenizer
 from datasets.transforms import Transform, first_size
@@ -102,29 +103,36 @@ class StickerDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key: int | Draw) -> Item:
+        with kept_generators() if isinstance(key, Draw) else nullcontext():
+            return self._read(key)
+
+    def __getitems__(self, keys: Sequence[int] | Sequence[Draw]) -> ItemsRead | UserError:
+        """The items of a batch, or the error that is to end the run; this is what a DataLoader calls."""
+        read = ItemsRead([], [])
+        try:
+            with kept_generators() if isinstance(keys[0], Draw) else nullcontext():
+                for key in keys:
+                    self._read_into(read, key)
+        except UserError as error:
+            return UserError(str(error))
+        return read
+
+    def _read(self, key: int | Draw) -> Item:
+        """An item; for a Draw, the generators are left in disorder."""
+        index = key
         if isinstance(key, Draw):
-            with seeded(key.seed):
-                return self[key.index]
-        sample = self.samples[key]
+            index = key.index
+            seed_generators(key.seed)
+        sample = self.samples[index]
         image = self.cache.read(sample.path) if self.cache else read_image(sample.path, self.least_size)
         try:
             image = self.transform(image)
         except UserError as error:
             raise UserError(f"{printable(sample.path)}: {error}") from error
-        item = {"image": image, "label": sample.label, "index": key}
+        item = {"image": image, "label": sample.label, "index": index}
         if self.words is not None:
-            item["word_ids"], item["word_mask"] = self.words[self.rows[key]]
+            item["word_ids"], item["word_mask"] = self.words[self.rows[index]]
         return item
-
-    def __getitems__(self, keys: Sequence[int | Draw]) -> ItemsRead | UserError:
-        """The items of a batch, or the error that is to end the run; this is what a DataLoader calls."""
-        read = ItemsRead([], [])
-        try:
-            for key in keys:
-                self._read_into(read, key)
-        except UserError as error:
-            return UserError(str(error))
-        return read
 
     def _read_into(self, read: ItemsRead, key: int | Draw) -> None:
         """Adds an item, or what `on_bad_image` has in its place, to those read."""
@@ -132,7 +140,7 @@ class StickerDataset(Dataset):
         for _ in range(attempts):
             index = key.index if isinstance(key, Draw) else key
             try:
-                read.items.append(self[key])
+                read.items.append(self._read(key))
                 return
             except UserError as error:
                 if self.on_bad_image == "error":

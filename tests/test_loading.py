@@ -117,6 +117,7 @@ def test_a_draw_leaves_the_generators_of_the_process_alone(training, stickers, t
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
     training.__getitems__([Draw(1, 5), Draw(2, 6)])
+    training[Draw(1, 7)]
     assert draw_from_all() == expected
 
 
