@@ -5,6 +5,8 @@ import io
 import json
 import math
 import shutil
+from collections import OrderedDict
+from types import NoneType
 
 import numpy as np
 import pytest
@@ -41,12 +43,30 @@ def test_training_writes_checkpoint_log_and_results(trained):
         assert lines[-1]["best_acc1"] == max(line["test_acc1"] for line in lines)
         checkpoint = torch.load(folder / f"checkpoint{suffix}.pth", weights_only=True)
         assert checkpoint["epoch"] == 1
+        assert types_inside(checkpoint) <= {
+            dict,
+            OrderedDict,
+            list,
+            tuple,
+            torch.Tensor,
+            int,
+            float,
+            str,
+            bool,
+            NoneType,
+        }
         assert checkpoint["args"]["alpha"] == 2
         results = json.loads((folder / f"checkpoint{suffix}_test.json").read_text())
         assert results["acc1"] == lines[-1]["test_acc1"]
         options = json.loads((folder / "options.json").read_text())
         assert options["options"]["hidden_dim"] == 24
         assert torch.__version__.startswith(options["versions"]["torch"])
+
+
+def types_inside(value):
+    """The types of a value and of all that it holds."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return {type(value)}.union(*map(types_inside, inside))
 
 
 def test_metrics_are_those_of_the_confusion_matrix(trained):
