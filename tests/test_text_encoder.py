@@ -142,7 +142,7 @@ def test_no_folder_and_no_hub_name():
         ("hidden_dropout_prob", 1),
         ("initializer_range", float("nan")),
         ("initializer_range", 10**400),
-        ("max_position_embeddings", 0),
+        ("max_position_embeddings", 29),
         ("type_vocab_size", None),
         ("hidden_act", ["gelu"]),
     ],

@@ -14,6 +14,7 @@ REQUIRED_FIELDS = {  # largest values, beyond any published encoder
     "intermediate_size": 2**17,
 }
 OPTIONAL_FIELDS = {"max_position_embeddings": 2**20, "type_vocab_size": 2**10}
+SMALLEST = {"max_position_embeddings": 30}  # ids of a text (spec section 3)
 SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 # What the encoder's code computes whatever the configuration says; another value would be silently ignored.
 FIXED_FIELDS = {"model_type": "bert", "position_embedding_type": "absolute", "layer_norm_eps": 1e-12}
@@ -35,9 +36,9 @@ def check_encoder_config(config: Any, source: str, weights_bytes: int) -> dict[s
         raise UserError(f"{source}: expected an object with the encoder's fields, found {type(config).__name__}")
     limits = REQUIRED_FIELDS | {name: limit for name, limit in OPTIONAL_FIELDS.items() if name in config}
     for name, limit in limits.items():
-        value = config.get(name)
-        if type(value) is not int or not 1 <= value <= limit:
-            raise UserError(f"{source}: {name} is {shown(value)}: expected an integer from 1 to {limit}")
+        value, smallest = config.get(name), SMALLEST.get(name, 1)
+        if type(value) is not int or not smallest <= value <= limit:
+            raise UserError(f"{source}: {name} is {shown(value)}: expected an integer from {smallest} to {limit}")
     for name in SHARES:
         value = config.get(name, 0)
         if type(value) not in (int, float) or not 0 <= value < 1:
