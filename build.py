@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import datasets
 from errors import UserError
 from models import check_image_size
-from starting import build_model, count_parameters, read_start, resolve_resume
+from starting import build_model, check_classes, count_parameters, read_start, resolve_resume
 from utils.distributed import Processes, failing_together
 from utils.logging import describe_run, print0
 from utils.randomness import make_deterministic, set_seeds
@@ -47,7 +47,9 @@ def build_run(options: argparse.Namespace, processes: Processes) -> Run:
         set_seeds(options.seed + processes.rank)
         start = read_start(options)
         data = build_data(options, start)
-        model = build_model(options, start, len(next(iter(data.values())).class_names)).to(processes.device)
+        class_names = next(iter(data.values())).class_names
+        check_classes(options, start, class_names)
+        model = build_model(options, start, len(class_names)).to(processes.device)
         prepare_computing(options, model)
     print0(
         f"{options.model}: {count_parameters(model):,} parameters learn, on {processes.world_size} x {processes.device}"

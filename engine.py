@@ -168,7 +168,14 @@ def evaluate(
         indices.append(batch["index"])
         labels.append(batch["label"])
         logits.append(output.float().cpu())
-    return Predictions(torch.cat(indices), torch.cat(labels), torch.cat(logits))
+    predictions = Predictions(torch.cat(indices), torch.cat(labels), torch.cat(logits))
+    wrong = predictions.indices[~predictions.logits.isfinite().all(dim=1)]
+    if len(wrong):
+        raise UserError(
+            f"sample {int(wrong[0])} and {len(wrong) - 1} more: the logits are not finite numbers, expected such; are "
+            "the weights a trained model's? --amp-dtype float32 may help"
+        )
+    return predictions
 
 
 def merge_predictions(parts: Sequence[Predictions]) -> Predictions:

@@ -1,11 +1,13 @@
 """What the command line is made of: its parser and the types of its values."""
 
 import argparse
-import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from errors import UserError
+
+LARGEST = 10**15
+SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds to 0
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,8 +75,16 @@ def share(text: str) -> float:
     return value
 
 
+def concentration(text: str) -> float:
+    """The parameter of a beta distribution, or 0 for off."""
+    value = non_negative(text)
+    if 0 < value < SMALLEST_CONCENTRATION:
+        raise argparse.ArgumentTypeError(f"expected 0 or a number of at least {SMALLEST_CONCENTRATION}, found {text}")
+    return value
+
+
 def bounded(value: Any, *, low: float) -> Any:
-    """The value itself if it is finite and at least `low`."""
-    if not math.isfinite(value) or value < low:
-        raise argparse.ArgumentTypeError(f"expected a number of at least {low}, found {value}")
+    """The value itself if it is a number from `low` to a quadrillion."""
+    if not low <= value <= LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a number of at least {low} and at most {LARGEST:.0e}")
     return value

@@ -5,7 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from config_file import check_config, read_config
-from option_types import Parser, boolean, natural, non_negative, positive_float, positive_int, rate, share
+from option_types import (
+    Parser,
+    boolean,
+    concentration,
+    natural,
+    non_negative,
+    positive_float,
+    positive_int,
+    rate,
+    share,
+)
 
 MODELS = ("lora", "lora_v")
 DATASETS = ("SER", "SER_V", "FI", "EmotionROI")
@@ -182,9 +192,11 @@ def add_schedule(parser: Parser) -> None:
     group.add_argument("--sched", default="cosine", help="timm's name of the schedule")
     group.add_argument("--lr", type=non_negative, default=1e-3, help="learning rate for 512 images a step")
     group.add_argument("--unscale-lr", action="store_true", help="take --lr as it is, whatever the batch")
-    group.add_argument("--lr-noise", type=float, nargs="+", help="epochs, as shares, between which the rate is noisy")
-    group.add_argument("--lr-noise-pct", type=float, default=0.67, help="limit of the noise, as a share")
-    group.add_argument("--lr-noise-std", type=float, default=1.0, help="deviation of the noise")
+    group.add_argument(
+        "--lr-noise", type=non_negative, nargs="+", help="epochs, as shares, between which the rate is noisy"
+    )
+    group.add_argument("--lr-noise-pct", type=non_negative, default=0.67, help="limit of the noise, as a share")
+    group.add_argument("--lr-noise-std", type=non_negative, default=1.0, help="deviation of the noise")
     group.add_argument("--warmup-lr", type=non_negative, default=1e-5, help="learning rate of the first epoch")
     group.add_argument("--min-lr", type=non_negative, default=1e-5, help="floor of the learning rate")
     group.add_argument("--warmup-epochs", type=natural, default=5, help="epochs of warm-up")
@@ -233,8 +245,8 @@ def add_augmentation(parser: Parser) -> None:
 
 def add_mixup(parser: Parser) -> None:
     group = parser.add_argument_group("mixup")
-    group.add_argument("--mixup", type=non_negative, default=0.0, metavar="ALPHA", help="Mixup, on where above 0")
-    group.add_argument("--cutmix", type=non_negative, default=0.0, metavar="ALPHA", help="CutMix, on where above 0")
+    group.add_argument("--mixup", type=concentration, default=0.0, metavar="ALPHA", help="Mixup, on where above 0")
+    group.add_argument("--cutmix", type=concentration, default=0.0, metavar="ALPHA", help="CutMix, on where above 0")
     group.add_argument("--cutmix-minmax", type=rate, nargs=2, metavar="R", help="CutMix's least and largest share")
     group.add_argument("--mixup-prob", type=non_negative, default=1.0, help="probability of either")
     group.add_argument(

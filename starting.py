@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from utils.logging import print0
 from utils.text_encoder import load_text_encoder
 
 DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
+BERT_VOCABULARY = 30522  # of bert-base-uncased, which published checkpoints have
 
 
 def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
@@ -60,11 +62,9 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
         if options.model == "lora_v":
             return {}
         encoder = load_text_encoder(options.bert_model)
-        return {
-            "bert_config": encoder.config,
-            "text_state": encoder.state,
-            "tokenizer": datasets.Tokenizer(encoder.vocabulary),
-        }
+        tokenizer = datasets.Tokenizer(encoder.vocabulary)
+        check_vocabulary(tokenizer, encoder.config, f"--bert-model {options.bert_model}")
+        return {"bert_config": encoder.config, "text_state": encoder.state, "tokenizer": tokenizer}
     start = read_checkpoint(path, flag)
     found = "lora" if any(name.startswith("text_model.") for name in start["model"]) else "lora_v"
     if found != options.model:
@@ -76,7 +76,18 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
             raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
     if options.model == "lora":
         start["tokenizer"] = find_tokenizer(options, start.get("vocabulary_sha256"))
+        check_vocabulary(start["tokenizer"], start.get("bert_config"), f"{flag} {path}")
     return start
+
+
+def check_vocabulary(tokenizer: datasets.Tokenizer, bert_config: dict[str, Any] | None, source: str) -> None:
+    """Raises UserError for a vocabulary with pieces that the text encoder has no embedding for."""
+    known = (bert_config or {}).get("vocab_size", BERT_VOCABULARY)
+    if tokenizer.vocab_size > known:
+        raise UserError(
+            f"{source}: its text encoder knows {known:,} word pieces, the vocabulary has {tokenizer.vocab_size:,}: "
+            "name the encoder's own with --bert-model"
+        )
 
 
 def flag_value(name: str, value: Any) -> str:
@@ -99,6 +110,16 @@ def find_tokenizer(options: argparse.Namespace, sha256: str | None) -> datasets.
         f"--resume: the checkpoint's vocabulary is neither {DEFAULT_VOCABULARY} nor in --bert-model "
         f"{options.bert_model}: name the folder of its text encoder with --bert-model"
     )
+
+
+def check_classes(options: argparse.Namespace, start: dict[str, Any], class_names: Sequence[str]) -> None:
+    """Raises UserError where a run goes on with, or evaluates, a model of other classes than the data set's."""
+    trained = start.get("class_names")
+    if options.resume and trained and list(trained) != list(class_names):
+        raise UserError(
+            f"--resume {options.resume}: expected a model of the classes {', '.join(class_names)}, found one of "
+            f"{', '.join(trained)}: check --dataset, or start from its weights with --finetune"
+        )
 
 
 def build_model(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:

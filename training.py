@@ -68,6 +68,11 @@ def prepare_folder(run: Run, training: Training) -> None:
     """The output folder with the run's options; a log that is not this run's is set aside."""
     folder = Path(run.options.output_dir)
     make_writable_folder(folder)
+    if training.epoch >= run.options.epochs and not (folder / checkpoint_name(run.options)).is_file():
+        raise UserError(
+            f"--resume {run.options.resume}: has finished epoch {training.epoch - 1}, and --epochs is "
+            f"{run.options.epochs}: raise --epochs to train on, or use --eval"
+        )
     best = folder / checkpoint_name(run.options, "_best")
     if run.options.protocol == "val" and training.best["epoch"] >= 0 and not best.is_file():
         raise UserError(

@@ -130,6 +130,8 @@ def restore(run: Run, training: Training, num_batches: int) -> None:
         load_state(training.ema.module, start["model_ema"], f"--resume {options.resume}: model_ema")
     training.best.update(start.get("best", {}))
     training.history.extend(start.get("history", []))
+    if "epoch" not in start:
+        print0(f"--resume {options.resume}: does not say its epoch; the run goes on with --start-epoch")
     training.begin_epoch(start.get("epoch", options.start_epoch - 1) + 1)
     restore_schedule(training)
     restore_position(run, training, num_batches)

@@ -106,6 +106,13 @@ def test_evaluation_is_in_evaluation_mode_and_takes_no_batches():
     assert evaluate(model, [], device=CPU, num_classes=3).logits.shape == (0, 3)
 
 
+def test_evaluation_refuses_logits_that_are_not_numbers():
+    batches = list(make_batches())
+    batches[1]["image"][2] = torch.nan
+    with pytest.raises(UserError, match="sample 8 and 0 more: the logits are not finite"):
+        evaluate(make_model(), batches, device=CPU, num_classes=3)
+
+
 def test_predictions_of_processes_are_merged_in_sample_order():
     parts = [
         Predictions(torch.tensor([0, 1, 4]), torch.tensor([5, 6, 9]), torch.tensor([[0.0], [1.0], [4.0]])),

@@ -267,6 +267,31 @@ def test_loss_that_is_not_finite_stops_the_run_with_the_batch_named(trained, sti
     assert not (tmp_path / "out" / "checkpoint_v.pth").exists()
 
 
+def test_checkpoint_of_other_classes_or_of_a_finished_run_is_named(trained, sticker_set, tmp_path):
+    checkpoint = torch.load(trained["lora_v"] / "checkpoint_v.pth", weights_only=True)
+    given = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out", "--resume"]
+    torch.save(checkpoint | {"class_names": [*checkpoint["class_names"][:-1], "pride"]}, tmp_path / "other.pth")
+    for more in ([], ["--eval"]):
+        assert_one_line_error(run_here("main_V.py", *given, tmp_path / "other.pth", *more), "pride", "neutral")
+    finished = run_here("main_V.py", *given, trained["lora_v"] / "checkpoint_v.pth")
+    assert_one_line_error(finished, "has finished epoch 1, and --epochs is 2")
+    changed = checkpoint | {"args": checkpoint["args"] | {"epochs": "x" * 1000}}
+    torch.save(changed, tmp_path / "args.pth")
+    finished = run_here("main_V.py", *given, tmp_path / "args.pth", "--epochs", "3")
+    assert finished.code == 0, finished.output
+    assert max(len(line) for line in finished.output.splitlines()) < 1000
+
+
+def test_vocabulary_larger_than_the_text_encoder_is_named(small_bert, sticker_set, tmp_path):
+    folder = shutil.copytree(small_bert, tmp_path / "bert")
+    with (folder / "vocab.txt").open("a") as file:
+        file.write("onemorepiece\n")
+    finished = run_here(
+        "main.py", *SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out", "--bert-model", folder
+    )
+    assert_one_line_error(finished, "knows 30,522 word pieces, the vocabulary has 30,523")
+
+
 def test_image_modes_give_the_same_prediction(trained, tmp_path):
     """A set stored as RGBA and palette PNG is evaluated as its RGB original."""
     root = write_sticker_set(tmp_path / "SER_Dataset")

@@ -88,6 +88,9 @@ def test_wrong_config_is_named(config, text, message):
         (["--batch-size", "0"], "--batch-size.*at least 1"),
         (["--lr", "nan"], "--lr"),
         (["--drop-path", "1"], "--drop-path"),
+        (["--epochs", "1" + "0" * 400], "--epochs"),
+        (["--lr-noise-pct", "nan"], "--lr-noise-pct"),
+        (["--cutmix", "1e-320"], "--cutmix.*0 or a number"),
         (["--dataset", "CIFAR"], "--dataset"),
     ],
 )
