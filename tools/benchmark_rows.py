@@ -1,0 +1,163 @@
+"""The networks that the benchmark compares, each as a step that can be run again and again."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import create_model
+from models.text import text_features
+from tests import oracle
+
+NUM_CLASSES = 7
+VARIANTS = ("compiled", "channels-last", "checkpointing")
+
+Step = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: the network, its input, and a forward pass or a training step."""
+
+    model: str
+    backbone: str
+    locals: tuple[int, ...]
+    alpha: int
+    size: int  # side of the image, pixels
+    batch_size: int
+    dtype: str  # of the forward pass; weights stay in float32
+    device: str
+    mode: str  # "forward" or "training"
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The settings that a model is created with."""
+        return {"locals": self.locals, "alpha": self.alpha, "backbone": self.backbone, "num_classes": NUM_CLASSES}
+
+
+class BackboneOnly(nn.Module):
+    """PVT as a plain classifier, the limit: no re-attention, no local tokens, no fusion; a class token to the head."""
+
+    def __init__(self, setting: Setting):
+        super().__init__()
+        network = setting.network | {"locals": (0, 0, 0, 0)}
+        self.vision_model = create_model("lora_v", **network).vision_model
+        self.head = nn.Linear(self.vision_model.norm.normalized_shape[0], NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, classes)."""
+        vision, x = self.vision_model, images
+        for stage in range(4):
+            x, grid = vision.embed(x, stage)
+            for block in vision.get_submodule(f"block{stage + 1}"):
+                x, _ = block(x, grid)
+            if stage < 3:
+                x = x.transpose(1, 2).unflatten(2, grid)
+        return self.head(vision.norm(x[:, 0]))
+
+
+class Textbook(nn.Module):
+    """Re-attention and fusion as the paper writes them: the tests' oracle on the network's own parameters."""
+
+    def __init__(self, setting: Setting):
+        super().__init__()
+        self.network = create_model(setting.model, **setting.network)
+        heads = self.network.vision_model.config.num_heads
+        self.settings = {"alpha": setting.alpha, "locals": setting.locals, "heads": heads}
+
+    def forward(self, images: Tensor, *text: Tensor) -> Tensor:
+        """Images (B, 3, H, W), for LORA word ids and mask as well, to logits (B, classes)."""
+        parameters = dict(self.network.named_parameters())
+        if not text:
+            return oracle.lora_v_forward(parameters, images, **self.settings).logits
+        features = text_features(self.network.text_model, *text)
+        return oracle.lora_forward(parameters, images, features, **self.settings).logits
+
+
+class TextEncoder(nn.Module):
+    """LORA's text encoder alone."""
+
+    def __init__(self, setting: Setting):
+        super().__init__()
+        self.text_model = create_model("lora", **setting.network).text_model
+
+    def forward(self, images: Tensor, *text: Tensor) -> Tensor:
+        """Word ids and mask to features; the images are not looked at."""
+        return text_features(self.text_model, *text)
+
+
+def row_names(model: str, mode: str, variants: Sequence[str]) -> list[str]:
+    """The rows of a table, ours first."""
+    with_text = ["lora_v", *(["text encoder"] if mode == "forward" else [])] if model == "lora" else []
+    varied = [f"{row} {variant}" for variant in variants for row in ("ours", "backbone")]
+    if mode == "forward":
+        varied = [row for row in varied if not row.endswith("checkpointing")]
+    return ["ours", "textbook", "backbone", *with_text, *varied, "pvt_v2_b2", "resnet50"]
+
+
+def build_network(row: str, setting: Setting) -> nn.Module:
+    """The network of a row, a variant's name behind it or not."""
+    name = row.split()[0]
+    if row == "text encoder":
+        return TextEncoder(setting)
+    if name == "textbook":
+        return Textbook(setting)
+    if name == "backbone":
+        return BackboneOnly(setting)
+    if name in ("ours", "lora_v"):
+        return create_model(setting.model if name == "ours" else "lora_v", **setting.network)
+    return timm.create_model(name, num_classes=NUM_CLASSES)
+
+
+def build_step(row: str, setting: Setting) -> Step:
+    """A function that runs the row once: a forward pass, or a forward and backward pass and an AdamW step."""
+    device = torch.device(setting.device)
+    torch.manual_seed(0)
+    network = build_network(row, setting).to(device).train(setting.mode == "training")
+    images = torch.randn(setting.batch_size, 3, setting.size, setting.size, device=device)
+    if row.endswith("channels-last"):
+        network = network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+    if row.endswith("checkpointing"):
+        network.vision_model.set_grad_checkpointing(True)
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if row.endswith("compiled"):
+        network = torch.compile(network, dynamic=False)
+    inputs = [images]
+    if setting.model == "lora" and row.split()[0] in ("ours", "textbook", "text"):
+        inputs += [tensor.to(device) for tensor in oracle.golden_texts(0, setting.batch_size)]
+    dtype = getattr(torch, setting.dtype)
+    autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()
+    if setting.mode == "training":
+        return training_step(network, inputs, learning, autocast)
+    return forward_step(network, inputs, autocast)
+
+
+def forward_step(network: nn.Module, inputs: Sequence[Tensor], autocast: Any) -> Step:
+    """One forward pass without gradient."""
+
+    def step() -> None:
+        with torch.no_grad(), autocast:
+            network(*inputs)
+
+    return step
+
+
+def training_step(network: nn.Module, inputs: Sequence[Tensor], learning: list[nn.Parameter], autocast: Any) -> Step:
+    """One step of training; the loss is not scaled for float16, which costs nothing to speak of."""
+    optimizer = torch.optim.AdamW(learning, lr=1e-6)
+    targets = torch.arange(len(inputs[0]), device=inputs[0].device) % NUM_CLASSES
+
+    def step() -> None:
+        with autocast:
+            logits = network(*inputs)
+        F.cross_entropy(logits.float(), targets, label_smoothing=0.2).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
