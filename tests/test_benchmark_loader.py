@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from tools import benchmark_loader
+from tools import benchmark_loader, benchmark_run
 
 SMALL = ["--input-size", "32", "--images", "8", "--batch-size", "4", "--rounds", "1"]
 ROWS = ["bare", "item", "item, --jpeg-draft", "item, --cache-images"]
@@ -43,3 +43,21 @@ def test_the_stickers_drawn_are_always_the_same_jpegs(tmp_path):
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
     assert benchmark_loader.main([*SMALL, "--data-path", str(tmp_path)]) == 2
     assert f"error: {tmp_path}: expected one of the folders" in capsys.readouterr().err
+
+
+def test_the_benchmark_of_whole_runs_measures_every_switch(tmp_path, sticker_set, monkeypatch, capsys):
+    source = tmp_path / "set"
+    (source / "Annotations").mkdir(parents=True)
+    (source / "Annotations" / "image-level").symlink_to(sticker_set / "Annotations")
+    (source / "Images").symlink_to(sticker_set / "Images")
+    monkeypatch.setattr(benchmark_run, "SWITCHES", ("plain", "--grad-accum-steps 2"))
+    output = tmp_path / "run.json"
+    given = ["--data-path", str(source), "--backbone", "pvt_demo", "--size", "96", "--rounds", "1", "--steps", "2"]
+    assert benchmark_run.main([*given, "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert list(rows) == ["plain", "--grad-accum-steps 2"]
+    for row in rows.values():
+        assert row["seconds_an_image"]["median"] > 0
+        assert 0.1 < row["peak_gib"]["median"] < 10
+    assert "| `--grad-accum-steps 2` | " in capsys.readouterr().out
+    assert benchmark_run.main(["--data-path", str(tmp_path / "nowhere")]) == 2

@@ -30,7 +30,7 @@ from datasets import Draw, Sample, StickerDataset, batches, build_loader, build_
 from datasets.dataset import READERS
 from datasets.randomness import kept_generators, seed_generators
 from errors import UserError
-from tools.benchmark import machine, summarize
+from tools.benchmark_measure import machine, summarize
 from tools.check_dataset import guess_dataset
 
 WORKERS = (0, 1, 2)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmark_loader.py: error: {error}", file=sys.stderr)
         return 2
     command = ["python", "tools/benchmark_loader.py", *(sys.argv[1:] if argv is None else argv)]
-    facts = {"command": " ".join(command), **machine(torch.device("cpu")), "input_size": options.input_size}
+    facts = {"command": " ".join(command), **machine("cpu"), "input_size": options.input_size}
     print(format_table(rows, facts))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def measure(steps: dict[str, Step], options: argparse.Namespace) -> Rows:
             value = step() / options.images
             if number:
                 seconds[name].append(value)
-    return {name: summarize(torch.tensor(values, dtype=torch.float64)) for name, values in seconds.items()}
+    return {name: summarize(values) for name, values in seconds.items()}
 
 
 def format_table(sets: dict[str, Rows], facts: dict[str, Any]) -> str:

@@ -16,11 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tools.benchmark import machine, summarize
+from tools.benchmark_measure import machine, summarize
 
 SWITCHES = (
     "plain",
@@ -58,13 +56,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     rows = {}
     for switch, values in measured.items():
-        seconds, peaks = torch.tensor(values, dtype=torch.float64).unbind(1)
+        seconds, peaks = zip(*values, strict=True)
         rows[switch] = {"seconds_an_image": summarize(seconds), "peak_gib": summarize(peaks)}
     settings = (
         f"LORA-V, {options.backbone}, {options.size} px, batch {options.batch_size}, {options.steps} batches a run"
     )
     facts = {"command": " ".join(["python", "tools/benchmark_run.py", *(argv or sys.argv[1:])]), "settings": settings}
-    facts |= machine(torch.device("cpu"))
+    facts |= machine("cpu")
     print(format_table(rows, facts))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
