@@ -86,7 +86,7 @@ def test_other_forms_of_the_network_are_rows(capsys):
     flags = ["--mode", "training", "--rows", "ours", "ours channels-last", "ours checkpointing", "--channels-last"]
     assert benchmark.main([*SMALL, *flags, "--grad-checkpointing", "--dtype", "bfloat16"]) == 0
     out = capsys.readouterr().out
-    assert "bfloat16" in out
+    assert "64 px, batch 1, bfloat16, training step" in out
     assert "| ours channels-last | 1 |" in out
     assert "| ours checkpointing | 1 |" in out
 
@@ -103,7 +103,15 @@ def test_largest_batch_of_a_memory_limit(tmp_path):
     assert benchmark.main([*SMALL, *flags, "--memory-limit", "0.8", "--output", str(output)]) == 0
     (most,) = json.loads(output.read_text())["results"]
     assert most["batch_size"] > 1
+    assert most["timed"] == "alone"
     assert most["seconds"]["median"] > 0
+
+
+def test_rows_that_fit_alone_but_not_together_are_timed_alone(tmp_path):
+    output = tmp_path / "alone.json"
+    flags = ["--size", "256", "--mode", "training", "--rows", "ours", "pvt_v2_b2", "--memory-limit", "1.3"]
+    assert benchmark.main([*SMALL, *flags, "--output", str(output)]) == 0
+    assert [result["timed"] for result in json.loads(output.read_text())["results"]] == ["alone", "alone"]
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 5, 8, 11])

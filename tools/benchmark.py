@@ -1,7 +1,8 @@
 """Measures LORA and LORA-V beside the textbook form and other networks: time, memory, operations.
 
     python tools/benchmark.py --threads 2 --size 224 448 896 --output benchmarks/sizes.json
-    python tools/benchmark.py --device cuda --dtype float16 --batch-size max --compile --output benchmarks/gpu_max.json
+    python tools/benchmark.py --device cuda --dtype float16 bfloat16 --batch-size 16 max --compile \\
+      --output benchmarks/gpu.json
 
 Rows: ours; the same network with re-attention and fusion as the paper writes them (textbook, tests/oracle.py); the
 same backbone without re-attention and fusion, which is the limit; timm's pvt_v2_b2 and resnet50; for LORA also LORA-V
@@ -11,8 +12,10 @@ tools/plot_benchmark.py draws it and puts the tables into docs/performance.md.
 """
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,8 @@ from tools.benchmark_measure import (
 )
 from tools.benchmark_rows import VARIANTS, Setting, build_step, row_names
 from tools.benchmark_table import format_results
+
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,9 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--locals", type=int, nargs=4, default=[1, 1, 1, 0], metavar="L")
     parser.add_argument("--alpha", type=int, default=8)
     parser.add_argument("--size", type=int, nargs="+", default=[448], help="sides of the images, pixels")
-    parser.add_argument("--batch-size", default="1", help="images, or max: the most that fit, each row timed alone")
+    parser.add_argument("--batch-size", nargs="+", default=["1"], help="images, or max: the most that fit")
     parser.add_argument("--mode", choices=("forward", "training"), nargs="+", default=["forward", "training"])
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="autocast")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, nargs="+", default=["float32"], help="of the forward pass (autocast)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: PyTorch's choice")
     parser.add_argument("--rounds", type=int, default=7)
@@ -89,8 +96,9 @@ def check(options: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     for size in options.size:
         check_image_size(size, size, options.alpha)
-    if options.batch_size != "max" and not (options.batch_size.isdigit() and int(options.batch_size)):
-        raise UserError(f"--batch-size {options.batch_size}: expected a number of images or max")
+    for batch_size in options.batch_size:
+        if batch_size != "max" and not (batch_size.isdigit() and int(batch_size)):
+            raise UserError(f"--batch-size {batch_size}: expected a number of images or max")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
     known = {row for mode in options.mode for row in row_names(options.model, mode, VARIANTS)}
@@ -99,22 +107,35 @@ def check(options: argparse.Namespace) -> None:
             raise UserError(f"--rows {row!r} is unknown: expected some of {', '.join(sorted(known))}")
 
 
-def settings(options: argparse.Namespace) -> list[Setting]:
-    """What is measured one after another: every size in every mode."""
-    batch_size = 1 if options.batch_size == "max" else int(options.batch_size)
-    fixed = {"model": options.model, "backbone": options.backbone, "locals": tuple(options.locals)}
-    fixed |= {"alpha": options.alpha, "dtype": options.dtype, "device": options.device, "batch_size": batch_size}
-    return [Setting(size=size, mode=mode, **fixed) for size in options.size for mode in options.mode]
+def settings(options: argparse.Namespace) -> list[tuple[Setting, bool]]:
+    """What is measured one after another, and whether at the largest batch that fits."""
+    network = {"model": options.model, "backbone": options.backbone, "locals": tuple(options.locals)}
+    asked = itertools.product(options.dtype, options.batch_size, options.size, options.mode)
+    return [
+        (
+            Setting(
+                **network,
+                alpha=options.alpha,
+                size=size,
+                batch_size=1 if batch_size == "max" else int(batch_size),
+                dtype=dtype,
+                device=options.device,
+                mode=mode,
+            ),
+            batch_size == "max",
+        )
+        for dtype, batch_size, size, mode in asked
+    ]
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One entry a row, size and mode."""
     results = []
-    for setting in settings(options):
+    for setting, at_most in settings(options):
         rows = [row for row in row_names(options.model, setting.mode, options.variants) if row not in options.skip]
         rows = [row for row in rows if not options.rows or row in options.rows]
         limit = options.memory_limit * GIB if options.memory_limit else memory_limit(options.device)
-        take = measure_at_most if options.batch_size == "max" else measure_together
+        take = measure_at_most if at_most else measure_together
         results += take(rows, setting, limit, options)
     return results
 
@@ -122,18 +143,28 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_together(
     rows: list[str], setting: Setting, limit: float, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Memory and operations of each row alone, then the time of those that fit in turns."""
-    threads = torch.get_num_threads()
-    found = {}
+    """Memory and operations of each row alone, then the time of those that fit, in turns if they do so together."""
+    threads, found = torch.get_num_threads(), {}
     for row in rows:
-        say(f"{setting.size} px, {setting.mode}, {row}: memory and operations")
+        say(f"{setting.dtype}, {setting.size} px, {setting.mode}, {row}: memory and operations")
         found[row] = alone(row, setting, threads=threads, limit=limit)
-    say(f"{setting.size} px, {setting.mode}: time")
-    steps = {row: build_step(row, setting) for row in rows if "refused" not in found[row]}
-    seconds = interleave(steps, setting.device, rounds=options.rounds, row_seconds=options.row_seconds)
-    for row in seconds:
-        found[row]["seconds"] = seconds[row]
+    fitting = [row for row in rows if "refused" not in found[row]]
+    say(f"{setting.dtype}, {setting.size} px, {setting.mode}: time")
+    if together(found[row] for row in fitting) < limit:
+        steps = {row: build_step(row, setting) for row in fitting}
+        seconds = interleave(steps, setting.device, rounds=options.rounds, row_seconds=options.row_seconds)
+        for row in fitting:
+            found[row] |= {"seconds": seconds[row], "timed": "in turns"}
+    else:
+        for row in fitting:
+            found[row] = alone(row, setting, threads=threads, limit=limit, rounds=options.rounds)
     return [entry(row, setting, found[row]) for row in rows]
+
+
+def together(found: Iterable[dict[str, Any]]) -> int:
+    """Bytes that rows need in one process, by what each needs alone."""
+    needs = [(one["network_bytes"], one["peak_bytes"] - one["network_bytes"]) for one in found]
+    return sum(network for network, _ in needs) + max((libraries for _, libraries in needs), default=0)
 
 
 def measure_at_most(
@@ -142,17 +173,18 @@ def measure_at_most(
     """Each row alone at the largest batch that fits: together they would not."""
     threads, results = torch.get_num_threads(), []
     for row in rows:
-        say(f"{setting.size} px, {setting.mode}, {row}: largest batch")
+        say(f"{setting.dtype}, {setting.size} px, {setting.mode}, {row}: largest batch")
         batch_size = largest_batch(row, setting, threads=threads, limit=limit)
-        at_most = replace(setting, batch_size=max(batch_size, 1))
-        found = alone(row, at_most, threads=threads, limit=limit, rounds=options.rounds)
-        results.append(entry(row, at_most, found))
+        largest = replace(setting, batch_size=max(batch_size, 1))
+        found = alone(row, largest, threads=threads, limit=limit, rounds=options.rounds)
+        results.append(entry(row, largest, found) | {"largest_batch": True})
     return results
 
 
 def entry(row: str, setting: Setting, found: dict[str, Any]) -> dict[str, Any]:
     """A row of the results."""
-    return {"row": row, "size": setting.size, "mode": setting.mode, "batch_size": setting.batch_size} | found
+    fields = ("dtype", "size", "mode", "batch_size")
+    return {"row": row, **{field: getattr(setting, field) for field in fields}} | found
 
 
 def add_shares(measured: dict[str, Any]) -> None:
@@ -160,7 +192,7 @@ def add_shares(measured: dict[str, Any]) -> None:
     for result in measured["results"]:
         if result.get("flops") and "seconds" in result:
             rate = result["flops"] / result["seconds"]["median"]
-            result["matrix_share"] = rate / measured["facts"]["matrix_rate"]
+            result["matrix_share"] = rate / measured["facts"]["matrix_rate"][result["dtype"]]
 
 
 def describe(options: argparse.Namespace, argv: list[str] | None) -> dict[str, Any]:
@@ -173,16 +205,15 @@ def describe(options: argparse.Namespace, argv: list[str] | None) -> dict[str, A
         "backbone": options.backbone,
         "locals": "".join(map(str, options.locals)),
         "alpha": options.alpha,
-        "dtype": options.dtype,
         "device": options.device,
-        "matrix_rate": matrix_rate(options.device, options.dtype),
-        "attention": attention_backend(settings(options)[0]),
+        "matrix_rate": {dtype: matrix_rate(options.device, dtype) for dtype in options.dtype},
+        "attention": {dtype: attention_backend(options.device, dtype) for dtype in options.dtype},
     }
 
 
 def write_profile(options: argparse.Namespace) -> None:
     """A trace of one step of ours in the first mode and size, for chrome://tracing or Perfetto; two runs warm up."""
-    step = build_step("ours", settings(options)[0])
+    step = build_step("ours", settings(options)[0][0])
     for _ in range(2):
         step()
     with profile(acc_events=True) as trace:

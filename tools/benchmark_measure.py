@@ -120,6 +120,7 @@ def measure_here(row: str, setting: Setting, threads: int, limit: float, rounds:
         found["flops"] = counter.get_total_flops() or None
         if rounds:
             found["seconds"] = summarize([timed(step, setting.device) for _ in range(rounds)])
+            found["timed"] = "alone"
         return found
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not isinstance(error, MemoryError) and not re.search("memory|alloc", str(error)):
@@ -230,10 +231,9 @@ def matrix_rate(device: str, dtype: str) -> float:
     return 2 * side**3 / seconds["median"]
 
 
-def attention_backend(setting: Setting) -> str:
+def attention_backend(device: str, dtype: str) -> str:
     """Which kernel `F.scaled_dot_product_attention` chooses for stage 1, by PyTorch's own (unofficial) answer."""
-    dtype = getattr(torch, setting.dtype)
-    q, k = (torch.zeros(1, 1, length, 64, device=setting.device, dtype=dtype) for length in (3137, 50))
+    q, k = (torch.zeros(1, 1, length, 64, device=device, dtype=getattr(torch, dtype)) for length in (3137, 50))
     return SDPBackend(torch._fused_sdp_choice(q, k, k)).name.lower()
 
 

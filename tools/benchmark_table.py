@@ -7,27 +7,39 @@ MIB = 2**20
 
 
 def format_results(measured: dict[str, Any]) -> str:
-    """One benchmark file as Markdown: a heading line, then a table for each size and mode, then the targets' ratios."""
+    """One benchmark file as Markdown: the command and where it ran, a table for each setting, and what they say."""
     facts = measured["facts"]
+    rates = ", ".join(f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in facts["matrix_rate"].items())
+    kernels = ", ".join(f"{dtype} {kernel}" for dtype, kernel in facts["attention"].items())
     parts = [
         f"`{facts['command']}`",
-        f"{facts['machine']}, {facts['threads']} threads, torch {facts['torch']}, {facts['dtype']}, "
-        f"{facts['date']}; matrix rate {facts['matrix_rate'] / 1e9:,.0f} GFLOP/s; attention: {facts['attention']}.",
+        f"{facts['machine']}, {facts['threads']} threads, torch {facts['torch']}, {facts['date']}; "
+        f"matrix product: {rates}; attention kernel: {kernels}.",
     ]
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    groups: dict[str, list[dict[str, Any]]] = {}
     for result in measured["results"]:
-        groups.setdefault((result["size"], result["mode"]), []).append(result)
-    for (size, mode), results in groups.items():
-        parts.append(format_table(size, mode, results, facts))
+        groups.setdefault(heading(result), []).append(result)
+    parts += [format_table(f"{facts_line(facts)}, {name}", results) for name, results in groups.items()]
     parts.append(format_ratios(groups))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def format_table(size: int, mode: str, results: list[dict[str, Any]], facts: dict[str, Any]) -> str:
+def facts_line(facts: dict[str, Any]) -> str:
+    """The network that was measured."""
+    return f"{facts['model']}, {facts['backbone']}, locals {facts['locals']}, alpha {facts['alpha']}"
+
+
+def heading(result: dict[str, Any]) -> str:
+    """What the rows of one table have in common."""
+    mode = {"forward": "forward", "training": "training step"}[result["mode"]]
+    batch = "largest batch" if result.get("largest_batch") else f"batch {result['batch_size']}"
+    return f"{result['size']} px, {batch}, {result['dtype']}, {mode}"
+
+
+def format_table(title: str, results: list[dict[str, Any]]) -> str:
     """The rows of one size and mode."""
-    name = {"forward": "forward", "training": "training step"}[mode]
     lines = [
-        f"**{facts['model']}, locals {facts['locals']}, alpha {facts['alpha']}, {size} px, {name}**",
+        f"**{title}**",
         "",
         "| row | batch | seconds (quartiles) | images/s | time over ours | peak memory, MiB | of it network "
         "| of it weights | GFLOP | of the matrix rate |",
@@ -59,13 +71,12 @@ def format_row(result: dict[str, Any], ours: dict[str, Any] | None) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def format_ratios(groups: dict[tuple[int, str], list[dict[str, Any]]]) -> str:
-    """What the rows say about each other, for each size and mode with ours and something to compare it with."""
+def format_ratios(groups: dict[str, list[dict[str, Any]]]) -> str:
+    """What the rows say about each other, for each table with ours and something to compare it with."""
     lines = []
-    for (size, mode), results in groups.items():
-        rows = {result["row"]: result for result in results}
-        for name, value in ratios(rows).items():
-            lines.append(f"| {size} px, {mode} | {name} | {value} |")
+    for name, results in groups.items():
+        for ratio, value in ratios({result["row"]: result for result in results}).items():
+            lines.append(f"| {name} | {ratio} | {value} |")
     return "\n".join(["| | ratio | value |", "|---|---|---|", *lines]) if lines else ""
 
 

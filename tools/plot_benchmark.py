@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from errors import UserError
-from tools.benchmark_table import format_results
+from tools.benchmark_table import facts_line, format_results
 
 GIB = 2**30
 ROWS = {"textbook": "as the paper writes it", "ours": "ours", "backbone": "backbone alone", "pvt_v2_b2": "pvt_v2_b2"}
@@ -85,7 +85,7 @@ def draw(measured: list[dict[str, Any]], path: Path) -> None:
         finish(time_axis, f"{MODES[mode]}: seconds an image", results)
         finish(memory_axis, f"{MODES[mode]}: peak memory of the network, GiB", results)
     facts = files[0]["facts"]
-    figure.suptitle(f"{facts['model']}, locals {facts['locals']}, alpha {facts['alpha']}, {facts['machine']}")
+    figure.suptitle(f"{facts_line(facts)}, {facts['machine']}")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
