@@ -70,7 +70,7 @@ def check_options(options: argparse.Namespace) -> None:
     check_image_size(options.input_size, options.input_size, options.alpha)
     if options.eval and not options.resume:
         raise UserError("--eval evaluates a checkpoint: name it with --resume")
-    if options.resume and options.finetune:
+    if options.resume not in ("", "auto") and options.finetune:
         raise UserError("--resume continues a run and --finetune starts one: give one of them")
     if options.model == "lora" and options.dataset != "SER":
         raise UserError(f"--model lora reads texts, which --dataset {options.dataset} has not: use main_V.py or SER")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from errors import UserError
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and `skipped`
 
 
 class Predictions(NamedTuple):

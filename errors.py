@@ -12,8 +12,8 @@ class RunError(RuntimeError):
     """Something outside the user's input ended the run: a process, a loader's worker, a machine. Exit code 1."""
 
 
-class Interrupted(Exception):
-    """A signal asked the run to end.
+class Interrupted(BaseException):
+    """A signal asked the run to end. No error, so that nothing that catches errors holds it up.
 
     Attributes:
         exit_code: 130 for Ctrl-C, 143 for SIGTERM and SIGUSR1.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import datasets
 from build import Run, amp_dtype, build_eval_loader, memory_format
 from engine import Batch, Predictions, evaluate, merge_predictions
-from errors import UserError
-from utils.distributed import failing_together, gather
+from errors import Interrupted, UserError
+from utils.distributed import failing_together, gather, largest
 from utils.interruption import StopSignals
 from utils.logging import make_writable_folder, print0, progress, write_json, write_whole
 from utils.metrics import compute_metrics, format_metrics
@@ -64,26 +64,46 @@ def measure(run: Run, model: nn.Module, split: str, *, watchdog: Watchdog, stop:
     options, processes, dataset = run.options, run.processes, run.data[split]
     loader = build_eval_loader(options, processes, dataset)
     skipped: dict[int, datasets.BadImage] = {}
-    with failing_together():
-        batches = stop.interrupting(watchdog.watched(datasets.batches(loader), split))
-        predictions = evaluate(
-            model,
-            noting_skipped(progress(batches, total=len(loader), title=split, every=options.log_every), skipped),
-            device=processes.device,
-            num_classes=len(dataset.class_names),
-            amp_dtype=amp_dtype(options, processes.device),
-            memory_format=memory_format(options),
-            text_features=TextFeatures(model, dataset, options.batch_size).of if dataset.words is not None else None,
-        )
+    rounds = largest(len(loader))
+    batches = until_stopped(watchdog.watched(datasets.batches(loader), split), rounds, stop)
+    predictions = evaluate(
+        model,
+        noting_skipped(progress(batches, total=len(loader), title=split, every=options.log_every), skipped),
+        device=processes.device,
+        num_classes=len(dataset.class_names),
+        amp_dtype=amp_dtype(options, processes.device),
+        memory_format=memory_format(options),
+        text_features=TextFeatures(model, dataset, options.batch_size).of if dataset.words is not None else None,
+    )
     if options.dist_eval:
         parts, skipped_parts = zip(*gather((predictions, skipped)), strict=True)
         predictions = merge_predictions(parts)
         skipped = {index: image for part in skipped_parts for index, image in part.items()}
+    if not len(predictions.labels):
+        raise UserError(f"{split}: none of its {len(dataset)} images can be read: tools/check_dataset.py says why")
     metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
     not_scored = [{"image": skipped[index].path, "reason": skipped[index].reason} for index in sorted(skipped)]
     if not_scored:
         print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
     return Evaluation(metrics, predictions, not_scored)
+
+
+def until_stopped(batches: Iterable[Batch], rounds: int, stop: StopSignals) -> Iterator[Batch]:
+    """Passes the batches on; before each the processes agree whether one of them is to stop.
+
+    Args:
+        rounds: how many batches the process with the most has; the others take part in all rounds.
+
+    Raises:
+        Interrupted: on every process, where one got a signal.
+    """
+    iterator = iter(batches)
+    for _ in range(rounds):
+        if exit_code := largest(stop.exit_code):
+            raise Interrupted(exit_code)
+        batch = next(iterator, None)
+        if batch is not None:
+            yield batch
 
 
 def noting_skipped(batches: Iterable[Batch], skipped: dict[int, datasets.BadImage]) -> Iterator[Batch]:

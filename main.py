@@ -24,6 +24,7 @@ from evaluation import evaluate_checkpoint
 from options import parse_options
 from training import train
 from utils.distributed import peer_failure, start_processes, stop_processes
+from utils.interruption import ending_on_signals
 
 
 def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
@@ -33,8 +34,19 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
         The exit code: 0; 2 for a mistake of the user; 1 where something outside ended the run; 130 after Ctrl-C and 143
         after SIGTERM or SIGUSR1, with a checkpoint written where the run was training.
     """
+    code = 1
     try:
-        options = parse_options(sys.argv[1:] if argv is None else argv, defaults)
+        with ending_on_signals():
+            code = end_in_a_line(sys.argv[1:] if argv is None else argv, defaults)
+    finally:
+        stop_processes(failed=code != 0)
+    return code
+
+
+def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
+    """Runs; what ends the run early becomes a line and an exit code."""
+    try:
+        options = parse_options(argv, defaults)
         # Twice as patient as the watchdog, which can say more than a collective that waits in vain.
         processes = start_processes(options.device, options.dist_url, timeout=2 * options.timeout)
         run = build_run(options, processes)
@@ -44,15 +56,13 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     except RunError as error:
         return say("error", str(error), code=1)
     except Interrupted as error:
-        return error.exit_code
+        return say("stopped", "by a signal", code=error.exit_code)
     except KeyboardInterrupt:
-        return say("stopped", "by Ctrl-C before the training began", code=130)
+        return say("stopped", "by Ctrl-C", code=130)
     except RuntimeError as error:
         if (explanation := explain(error)) is None:
             raise
         return say("stopped", explanation, code=1)
-    finally:
-        stop_processes()
     return 0
 
 

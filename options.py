@@ -166,7 +166,7 @@ def add_data(parser: Parser) -> None:
         "--on-bad-image",
         choices=("error", "skip"),
         default="error",
-        help="an image that cannot be read ends the run, or is left out, counted and listed",
+        help="an image that cannot be read ends the run, or is left out (replaced in training), counted and listed",
     )
     group.add_argument(
         "--cache-images", action="store_true", help="keep the decoded images of a small data set in memory"

@@ -27,7 +27,7 @@ def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
     Process 0 looks, and all take what it found: the output folder is shared, but a look may come too early.
     """
     if options.resume != "auto":
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and not options.resume:
             print0("warning: the launcher has started this run again, and without --resume auto it loses what was done")
         return
     found = None
@@ -37,6 +37,9 @@ def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
     options.resume = str(gather(found)[0] or "")
     if options.eval and not options.resume:
         raise UserError(f"--resume auto: no checkpoint in --output-dir {options.output_dir}")
+    if options.resume and options.finetune:
+        print0(f"--finetune {options.finetune} is not read: {options.resume} has the weights")
+        options.finetune = ""
     if not options.resume:
         print0(f"--resume auto: no checkpoint in {options.output_dir} yet, the run starts afresh")
 

@@ -17,13 +17,14 @@ from evaluation import measure, noting_skipped, report
 from starting import checkpoint_name
 from training_state import Training, save, start_training, watched_accuracy
 from utils.checkpoint import load_state, read_checkpoint
-from utils.distributed import agree, failing_together, gather
+from utils.distributed import failing_together, gather, largest
 from utils.interruption import StopSignals
 from utils.logging import (
     make_writable_folder,
     print0,
     progress,
     read_json_lines,
+    remove,
     set_aside,
     write_json,
     write_json_lines,
@@ -108,7 +109,7 @@ def train_epoch(
         if training.ema:
             training.ema.update(training.model)
         profiled()
-        if exit_code := agree(stop.exit_code):
+        if exit_code := largest(stop.exit_code):
             raise Interrupted(exit_code)
         if every and batches_done % every == 0:
             save(run, training, [checkpoint_name(options)])
@@ -185,9 +186,11 @@ def finish_epoch(run: Run, training: Training, entry: dict[str, Any]) -> None:
         if run.processes.is_main:
             folder = Path(options.output_dir)
             write_json_lines(folder / "log.txt", training.history)
-            old = sorted(folder.glob(checkpoint_name(options, "_epoch[0-9]*")))[: -options.keep or None]
-            for path in old if options.keep else ():
-                path.unlink()
+            for number in range(epoch - options.keep, -1, -1) if options.keep else ():
+                path = folder / checkpoint_name(options, f"_epoch{number:04d}")
+                if not path.exists():
+                    break  # those before were removed in their turn
+                remove(path)
 
 
 def finish(run: Run, training: Training, *, watchdog: Watchdog, stop: StopSignals) -> None:

@@ -130,6 +130,12 @@ def restore(run: Run, training: Training, num_batches: int) -> None:
         load_state(training.ema.module, start["model_ema"], f"--resume {options.resume}: model_ema")
     training.best.update(start.get("best", {}))
     training.history.extend(start.get("history", []))
+    averaged = start["args"].get("model_ema", False)
+    if options.protocol == "val" and training.best["epoch"] >= 0 and averaged != options.model_ema:
+        raise UserError(
+            f"--resume {options.resume}: its best epoch was chosen {'with' if averaged else 'without'} --model-ema: "
+            "do the same, as --protocol val compares epochs"
+        )
     if "epoch" not in start:
         print0(f"--resume {options.resume}: does not say its epoch; the run goes on with --start-epoch")
     training.begin_epoch(start.get("epoch", options.start_epoch - 1) + 1)
@@ -151,7 +157,7 @@ def restore_schedule(training: Training) -> None:
     """Advances a fresh schedule through the finished epochs, with the figures it was advanced with."""
     for entry in training.history:
         training.scheduler.step(entry["epoch"], watched_accuracy(entry))
-    if not training.history and training.epoch:  # a published checkpoint
+    if not training.history and training.epoch:  # a published checkpoint, or one of a run that began with --start-epoch
         training.scheduler.step(training.epoch - 1, training.best["acc1"])
 
 
@@ -174,6 +180,12 @@ def restore_position(run: Run, training: Training, num_batches: int) -> None:
     own = states[processes.rank % len(states)]
     training.losses.values = own["losses"].tolist()
     training.skipped.update((index, datasets.BadImage(index, *image)) for index, *image in own["skipped"])
+    threads = torch.get_num_threads()
+    if own["threads"] != threads:
+        print0(
+            f"warning: the checkpoint was written with {own['threads']} threads a process, now there are {threads}: "
+            "results may differ in the last bits; OMP_NUM_THREADS sets them"
+        )
     if len(states) == processes.world_size:
         set_random_state(own["random"], processes.device)
     else:
@@ -191,6 +203,7 @@ def save(run: Run, training: Training, names: list[str]) -> None:
     parts = gather(
         {
             "random": random_state(run.processes.device),
+            "threads": torch.get_num_threads(),
             "losses": torch.tensor(training.losses.values, dtype=torch.float64),
             "skipped": [list(image) for image in training.skipped.values()],
         }

@@ -12,16 +12,23 @@ from tests.conftest import ROOT, SMALL, free_port
 from utils.distributed import choose_device, read_environment
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-SLURM = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "12", "SLURM_NODELIST": "n7"}
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_JOB_ID": "12",
+    "SLURM_NODELIST": "n7",
+}
 
 
 def test_without_a_launcher_there_is_one_process():
     assert read_environment({}) == (0, 0, 1)
-    assert read_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) == (0, 0, 1)
+    assert read_environment({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}) == (0, 0, 1)
+    assert read_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (0, 0, 1)  # a batch script, no step
 
 
 def test_torchrun_comes_before_slurm():
-    assert read_environment({**SLURM, **TORCHRUN, "SLURM_NTASKS": "9"}) == (3, 1, 4)
+    assert read_environment({**SLURM, **TORCHRUN, "SLURM_STEP_NUM_TASKS": "9"}) == (3, 1, 4)
 
 
 def test_slurm_gives_processes_and_a_meeting_point():
@@ -46,7 +53,7 @@ def test_device_that_is_not_there_is_named():
 def test_processes_started_by_slurm_train_together(sticker_set, tmp_path):
     shared = {
         **os.environ,
-        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_STEP_NODELIST": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",

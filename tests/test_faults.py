@@ -159,12 +159,32 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_signal_to_one_process_ends_all_in_an_evaluation(processes, sticker_set, tmp_path):
+    """7 images, batches of 1: the processes have another number of batches each."""
+    run = training(tmp_path, sticker_set, "--batch-size", "1", "--protocol", "published", processes=processes)
+    run.wait_for("test: 1/")
+    os.kill(run.family()[-1], signal.SIGTERM)
+    run.finish()
+    assert "stopped by a signal in epoch 0" in run.output
+    assert load(tmp_path / "checkpoint_v.pth")["step"] == 24 // processes
+
+
+def test_a_split_without_a_readable_image_is_named(tmp_path):
+    root = write_sticker_set(tmp_path / "SER_Dataset")
+    for number in range(24, 30):
+        (root / "Images" / "squares" / f"{number}.png").write_bytes(b"no image")
+    run = training(tmp_path / "out", root, "--on-bad-image", "skip", "--steps-per-epoch", "1")
+    assert_ends(run, 2, "val: none of its 6 images can be read")
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_before_the_training_ends_the_process(name, sticker_set, tmp_path):
     run = training(tmp_path, sticker_set)
     run.wait_for("SER_V train")
     run.process.send_signal(getattr(signal, name))
-    assert run.finish() in {130, 143, -getattr(signal, name)}, run.output
+    assert run.finish() == {"SIGINT": 130, "SIGTERM": 143}[name], run.output
     assert "Traceback" not in run.output
     assert not (tmp_path / ".checkpoint_v.pth.partial").exists()
 

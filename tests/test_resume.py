@@ -140,6 +140,20 @@ def test_text_model_resumes_to_the_bit(sticker_set, small_bert, tmp_path):
 
 
 @pytest.mark.faults
+def test_accumulated_steps_of_another_optimizer_resume_to_the_bit(sticker_set, tmp_path):
+    """Batches of 2, 5 a step, 2 in the last; killed in the evaluation after it; Lookahead counts steps of its own."""
+    given = "--batch-size 2 --grad-accum-steps 5 --checkpoint-steps 1 --clip-grad 0.5 --opt lookahead_adamw".split()
+    complete(tmp_path / "whole", sticker_set, *given)
+    for moment in ("epoch 0: 12/12", "epoch 1: 10/12"):
+        run = training(tmp_path / "killed", sticker_set, *given)
+        run.wait_for(moment)
+        run.signal_all(signal.SIGKILL)
+        run.finish()
+    complete(tmp_path / "killed", sticker_set, *given)
+    assert_same_result(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.faults
 def test_number_of_loader_workers_changes_nothing(sticker_set, undisturbed, tmp_path):
     complete(tmp_path, sticker_set, workers=2)
     assert_same_result(tmp_path, undisturbed(1))

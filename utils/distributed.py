@@ -3,7 +3,9 @@
 import os
 import re
 import subprocess
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,8 +93,17 @@ def meet(store: dist.Store, rank: int, world_size: int, timeout: float) -> str:
     raise ValueError(f"the {world_size} processes did not come together within {timeout:g} s")
 
 
-def stop_processes() -> None:
-    """Leaves the process group, if there is one."""
+def stop_processes(*, failed: bool = False) -> None:
+    """Leaves the process group, if there is one.
+
+    After a failure a GPU may wait for a peer that is gone, and NCCL would wait for the GPU: the process ends at once.
+    """
+    if failed and dist.is_initialized() and dist.get_backend() == "nccl":
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
     CONTROL.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -104,6 +115,7 @@ def peer_failure(error: RuntimeError) -> str | None:
         return None
     text = str(error)
     gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+    gone += ("ncclRemoteError", "NCCL communicator was aborted")
     if any(sign in text for sign in gone):
         return "another process has ended; it says why"
     if "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text:
@@ -115,8 +127,9 @@ def read_environment(environment: "os._Environ[str] | dict[str, str]") -> tuple[
     """Rank, local rank and number of processes from torchrun's or, in a SLURM step, SLURM's variables."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+        # A batch script has the job's number of tasks as well, but is one process: only steps of srun count.
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
         environment.setdefault("MASTER_ADDR", first_slurm_node(environment))
         environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
     else:
@@ -163,13 +176,13 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def agree(number: int) -> int:
+def largest(number: int) -> int:
     """The largest of the numbers of all processes, on every process; cheap enough for each step."""
     if not dist.is_initialized():
         return number
-    largest = torch.tensor(number)
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=CONTROL.get("group"))
-    return int(largest)
+    found = torch.tensor(number)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=CONTROL.get("group"))
+    return int(found)
 
 
 @contextmanager

@@ -2,13 +2,12 @@
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
 
 from errors import Interrupted
 
-Item = TypeVar("Item")
 # SLURM sends SIGTERM at the end of its patience and, if asked to (--signal), SIGUSR1 some time before.
 EXIT_CODES = {
     getattr(signal, name): code
@@ -45,9 +44,17 @@ class StopSignals:
             os.write(2, text.encode())  # print may be what the signal has interrupted, and cannot be entered twice
         self.exit_code = self.exit_code or EXIT_CODES[number]
 
-    def interrupting(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Passes the items on; raises Interrupted instead of the next one once a signal has come."""
-        for item in items:
-            if self.exit_code:
-                raise Interrupted(self.exit_code)
-            yield item
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 raise Interrupted at once, as Ctrl-C raises KeyboardInterrupt: before there is a training."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(EXIT_CODES[number])
+
+    before = {number: signal.signal(number, end) for number in EXIT_CODES if number != signal.SIGINT}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

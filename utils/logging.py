@@ -90,7 +90,8 @@ def flush_folder(folder: Path) -> None:
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.fsync(descriptor)
+            with contextlib.suppress(OSError):  # some network file systems cannot
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -118,7 +119,18 @@ def set_aside(path: Path) -> None:
     """Renames a file that an earlier run left, so that a new one begins its own."""
     if path.exists():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(path.stat().st_mtime))
-        path.rename(path.with_name(f"{path.stem}.until-{stamp}{path.suffix}"))
+        try:
+            path.rename(path.with_name(f"{path.stem}.until-{stamp}{path.suffix}"))
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file; raises UserError where it cannot be."""
+    try:
+        path.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def version_of(package: str) -> str | None:

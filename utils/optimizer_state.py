@@ -9,6 +9,7 @@ from errors import UserError
 from utils.checkpoint_fields import find_problem, is_number, plain
 from utils.messages import shown
 
+STEP_COUNTS = ("step", "lookahead_step")  # that some optimizers keep in a group
 ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
@@ -60,8 +61,7 @@ def check_groups(own: list[dict[str, Any]], groups: Any, source: str) -> None:
     if numbers != expected:
         raise misfit(source, f"groups of {shown([*map(len, expected)])} parameters", shown([*map(len, numbers)]))
     for group, own_group in zip(groups, own, strict=True):
-        if is_step(group.get("step")):
-            own_group["step"] = group["step"]
+        own_group |= {name: group[name] for name in STEP_COUNTS if is_step(group.get(name))}
         known = own_group.keys() | {"initial_lr"}
         unknown = [name for name in group if name not in known and not (group[name] is None or group[name] is False)]
         if unknown:
@@ -74,9 +74,14 @@ def check_value(name: Any, value: Any, parameter: Tensor, where: str) -> None:
         raise UserError(f"{where}, {shown(name)}: expected a plain tensor of numbers, found {problem}")
     if name == "step" and not is_step(value):
         raise UserError(f"{where}, step: expected a number from 0, found {shown(value)}")
+    if isinstance(value, list) and isinstance(name, str) and name not in MOMENTS:  # KRON has some
+        for number, item in enumerate(value):
+            check_value(f"{name} {number}", item, parameter, where)
+        return
     is_float = isinstance(value, Tensor) and value.is_floating_point()
     may_lack = value is None and name == "momentum_buffer"  # before SGD's first step
-    if name in MOMENTS and not may_lack and not (is_float and value.shape == parameter.shape):
+    fits = is_float and (value.shape == parameter.shape or value.numel() == 1)  # one number a layer in NovoGrad
+    if name in MOMENTS and not may_lack and not fits:
         found = list(value.shape) if is_float else value
         raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
     if not isinstance(name, str) or not (value is None or isinstance(value, Tensor | bool) or is_number(value)):
