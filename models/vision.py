@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from errors import UserError
+from models.attention import AttentionMap
 from models.pvt import PatchEmbed, PVTConfig, build_blocks, init_linear, interpolate_position_embedding
 from models.reattention import class_token_scores, gather_patches, select_patches
 
@@ -104,14 +105,8 @@ class VisionModel(nn.Module):
         x = torch.cat([token.expand(x.shape[0], -1, -1), x], dim=1) + position  # (B, N, C)
         return self.pos_drop(x), grid
 
-    def forward_stage(self, x: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Runs stage 0 to 3 on images or the map of the stage before, (B, C_in, H, W).
-
-        Returns:
-            Patches as a map (B, C, H', W'), the stage's class token (B, 0 or 1, C), and the selected patches
-            (B, heads, k), None for a stage without re-attention.
-        """
-        x, grid = self.embed(x, stage)
+    def forward_blocks(self, x: Tensor, grid: tuple[int, int], stage: int) -> tuple[Tensor, list[AttentionMap]]:
+        """Runs the blocks of stage 0 to 3 on (B, N, C); with a class token their attention maps are kept."""
         maps = []
         for block in self.get_submodule(f"block{stage + 1}"):
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -120,6 +115,17 @@ class VisionModel(nn.Module):
                 x, attention = block(x, grid)
             if self.has_class_token(stage):
                 maps.append(attention)
+        return x, maps
+
+    def forward_stage(self, x: Tensor, stage: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Runs stage 0 to 3 on images or the map of the stage before, (B, C_in, H, W).
+
+        Returns:
+            Patches as a map (B, C, H', W'), the stage's class token (B, 0 or 1, C), and the selected patches
+            (B, heads, k), None for a stage without re-attention.
+        """
+        x, grid = self.embed(x, stage)
+        x, maps = self.forward_blocks(x, grid, stage)
         selected = None
         if maps:
             scores = class_token_scores(maps, last_stage=stage == 3)  # (B, heads, N - 1)

@@ -4,11 +4,13 @@ Time: all rows in one process, in turns, so that a change of the machine's speed
 
 Memory: a process that has done nothing else runs the row twice, or once if that takes long. On a CPU the peak is what
 Linux notes as the largest resident set (VmHWM in /proc/self/status), set back (5 to /proc/self/clear_refs) before the
-run; on CUDA it is the allocator's peak. The processes are forked from one that has imported everything and computed
+run; glibc is told to give back what was freed (mallopt), else the peak shows its reserves. On CUDA it is the
+allocator's peak. The processes are forked from one that has imported everything and computed
 nothing, so that all start alike. A limit makes allocations fail (RLIMIT_DATA, on CUDA the allocator's fraction): the
 row does not fit then.
 """
 
+import ctypes
 import multiprocessing
 import platform
 import re
@@ -29,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tools.benchmark_rows import Setting, Step, build_network, build_step
 
 GIB = 2**30
+M_MMAP_THRESHOLD = -3  # of mallopt: larger pieces go back to the system when they are freed
 LONG_SECONDS = 20  # a step that takes longer is run once for its memory
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product gives the device's rate
 
@@ -151,6 +154,7 @@ class ProcessMemory:
     """The resident set of this process, limited through its data segment; Linux alone."""
 
     def __init__(self, limit: float):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
         status = self.status()
         self.before = status["VmRSS"]
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]

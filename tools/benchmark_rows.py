@@ -54,8 +54,7 @@ class BackboneOnly(nn.Module):
         vision, x = self.vision_model, images
         for stage in range(4):
             x, grid = vision.embed(x, stage)
-            for block in vision.get_submodule(f"block{stage + 1}"):
-                x, _ = block(x, grid)
+            x, _ = vision.forward_blocks(x, grid, stage)
             if stage < 3:
                 x = x.transpose(1, 2).unflatten(2, grid)
         return self.head(vision.norm(x[:, 0]))
