@@ -6,9 +6,9 @@
 
 Rows: ours; the same network with re-attention and fusion as the paper writes them (textbook, tests/oracle.py); the
 same backbone without re-attention and fusion, which is the limit; timm's pvt_v2_b2 and resnet50; for LORA also LORA-V
-and the text encoder alone. --compile, --channels-last and --grad-checkpointing add rows of ours and the backbone in
-that form. How each figure is taken is told in tools/benchmark_measure.py. Prints Markdown tables, writes JSON;
-tools/plot_benchmark.py draws it and puts the tables into docs/performance.md.
+and the text encoder alone. --compile, --channels-last, --grad-checkpointing and --bfloat16 add rows of ours and the
+backbone in that form. How each figure is taken is told in tools/benchmark_measure.py. Prints Markdown tables, writes
+JSON; tools/plot_benchmark.py draws it and puts the tables into docs/performance.md.
 """
 
 import argparse
@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="append_const", dest="variants", const="compiled", default=[])
     parser.add_argument("--channels-last", action="append_const", dest="variants", const="channels-last")
     parser.add_argument("--grad-checkpointing", action="append_const", dest="variants", const="checkpointing")
+    parser.add_argument("--bfloat16", action="append_const", dest="variants", const="bfloat16")
     parser.add_argument("--profile", type=Path, help="write a trace of one step of ours, measure nothing")
     parser.add_argument("--output", type=Path, help="JSON file")
     return parser
@@ -192,7 +193,8 @@ def add_shares(measured: dict[str, Any]) -> None:
     for result in measured["results"]:
         if result.get("flops") and "seconds" in result:
             rate = result["flops"] / result["seconds"]["median"]
-            result["matrix_share"] = rate / measured["facts"]["matrix_rate"][result["dtype"]]
+            if not result["row"].endswith("bfloat16"):  # that row's rate may not be known
+                result["matrix_share"] = rate / measured["facts"]["matrix_rate"][result["dtype"]]
 
 
 def describe(options: argparse.Namespace, argv: list[str] | None) -> dict[str, Any]:

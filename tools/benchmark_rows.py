@@ -15,7 +15,7 @@ from models.text import text_features
 from tests import oracle
 
 NUM_CLASSES = 7
-VARIANTS = ("compiled", "channels-last", "checkpointing")
+VARIANTS = ("compiled", "channels-last", "checkpointing", "bfloat16")
 
 Step = Callable[[], Any]
 
@@ -130,7 +130,7 @@ def build_step(row: str, setting: Setting) -> Step:
     inputs = [images]
     if setting.model == "lora" and row.split()[0] in ("ours", "textbook", "text"):
         inputs += [tensor.to(device) for tensor in oracle.golden_texts(0, setting.batch_size)]
-    dtype = getattr(torch, setting.dtype)
+    dtype = torch.bfloat16 if row.endswith("bfloat16") else getattr(torch, setting.dtype)
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()
     if setting.mode == "training":
         step = training_step(network, inputs, learning, autocast)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tools.benchmark_rows import VARIANTS
+
 GIB = 2**30
 MIB = 2**20
 
@@ -102,7 +104,9 @@ def ratios(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
     if {"lora_v", "text encoder"} <= times.keys():
         both = times["lora_v"] + times["text encoder"]
         found["time, LORA / (LORA-V + text encoder)"] = f"{times['ours'] / both:.3f}"
-    for variant in ("compiled", "channels-last", "checkpointing"):
+    if {"textbook", "ours bfloat16"} <= times.keys():
+        found["time, textbook / ours bfloat16"] = f"{times['textbook'] / times['ours bfloat16']:.2f}"
+    for variant in VARIANTS:
         if f"ours {variant}" in times:
             found[f"time, ours {variant} / ours"] = f"{times[f'ours {variant}'] / times['ours']:.3f}"
     return found
