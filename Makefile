@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set test test-faults fuzz lint benchmark clean
+.PHONY: install demo demo-v demo-set test test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed
 
@@ -49,7 +49,11 @@ lint: install
 	$(PYTHON) -m ruff format --check .
 
 benchmark: install
-	$(PYTHON) tools/benchmark.py
+	$(PYTHON) tools/benchmark.py --threads 2 --size 448
+
+benchmark-gpu: install
+	$(PYTHON) tools/benchmark.py --device cuda --size 448 --dtype float16 bfloat16 --batch-size 16 max --compile \
+	  --output benchmarks/gpu.json
 
 clean:
 	rm -rf $(VENV) data runs
