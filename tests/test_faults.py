@@ -162,7 +162,9 @@ def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_signal_to_one_process_ends_all_in_an_evaluation(processes, sticker_set, tmp_path):
     """7 images, batches of 1: the processes have another number of batches each."""
-    run = training(tmp_path, sticker_set, "--batch-size", "1", "--protocol", "published", processes=processes)
+    run = training(
+        tmp_path, sticker_set, "--batch-size", "1", "--mixup", "0", "--protocol", "published", processes=processes
+    )
     run.wait_for("test: 1/")
     os.kill(run.family()[-1], signal.SIGTERM)
     run.finish()
