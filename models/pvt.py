@@ -134,7 +134,7 @@ def mlp_in_rows(mlp: Mlp, x: Tensor) -> Tensor:
     """The MLP on tokens (B, N, C); on a CPU without gradient in blocks of tokens, if there are many.
 
     Its hidden layer is the largest tensor of the network: 26 MB an image of 448 px in stage 1. In blocks it is neither
-    written to nor read from memory, which takes a third off the time.
+    written to nor read from memory.
     """
     rows = HIDDEN_ELEMENTS // mlp.fc1.out_features
     tokens = x.flatten(0, 1)
