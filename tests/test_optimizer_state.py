@@ -102,6 +102,7 @@ def changed(state, path, value):
         (["state", 0, "step"], torch.ones(2), "parameter 0, step: expected a number from 0"),
         (["state", 0, "step"], "x", "parameter 0, step: expected a number from 0"),
         (["state", 0, "exp_avg"], torch.zeros(5), r"exp_avg: expected shape \[4\], found \[5\]"),
+        (["state", 0, "exp_avg"], torch.zeros(1), r"exp_avg: expected shape \[4\], found \[1\]"),
         (["state", 0, "exp_avg"], None, r"exp_avg: expected shape \[4\], found None"),
         (["state", 0, "exp_avg"], [4], r"exp_avg: expected shape \[4\], found \[4\]"),
         (["state", 0, "exp_avg"], torch.zeros(4, dtype=torch.int64), r"exp_avg: expected shape \[4\]"),

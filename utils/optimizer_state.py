@@ -41,7 +41,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
         if needed - entry.keys():
             raise misfit(source, f"{', '.join(sorted(needed))} of parameter {number}", shown(list(entry)))
         for name, value in entry.items():
-            check_value(name, value, parameters[number], f"{source}: its optimizer's parameter {number}")
+            place = f"{source}: its optimizer's parameter {number}"
+            check_value(name, value, parameters[number], place, one_number=not needed)
         state[number] = entry | ({"step": torch.tensor(float(entry["step"]))} if needed else {})
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
 
@@ -68,19 +69,23 @@ def check_groups(own: list[dict[str, Any]], groups: Any, source: str) -> None:
             raise misfit(source, f"the settings {', '.join(own_group)}", f"{shown(unknown[0])} as well")
 
 
-def check_value(name: Any, value: Any, parameter: Tensor, where: str) -> None:
-    """Raises UserError for a value of the state that no optimizer works with."""
+def check_value(name: Any, value: Any, parameter: Tensor, where: str, *, one_number: bool) -> None:
+    """Raises UserError for a value of the state that no optimizer works with.
+
+    Args:
+        one_number: whether a moment may be one number for the whole parameter, as NovoGrad has it.
+    """
     if isinstance(value, Tensor) and (problem := find_problem(value)):
         raise UserError(f"{where}, {shown(name)}: expected a plain tensor of numbers, found {problem}")
     if name == "step" and not is_step(value):
         raise UserError(f"{where}, step: expected a number from 0, found {shown(value)}")
     if isinstance(value, list) and isinstance(name, str) and name not in MOMENTS:  # KRON has some
         for number, item in enumerate(value):
-            check_value(f"{name} {number}", item, parameter, where)
+            check_value(f"{name} {number}", item, parameter, where, one_number=one_number)
         return
     is_float = isinstance(value, Tensor) and value.is_floating_point()
     may_lack = value is None and name == "momentum_buffer"  # before SGD's first step
-    fits = is_float and (value.shape == parameter.shape or value.numel() == 1)  # one number a layer in NovoGrad
+    fits = is_float and (value.shape == parameter.shape or (one_number and value.numel() == 1))
     if name in MOMENTS and not may_lack and not fits:
         found = list(value.shape) if is_float else value
         raise UserError(f"{where}, {name}: expected shape {list(parameter.shape)}, found {shown(found)}")
