@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from tests.conftest import SMALL, write_sticker_set
-from tests.faults import Run, command, complete, load, training
+from tests.faults import TRAINING, Run, command, complete, load, training
 
 
 def assert_ends(run, code, *parts):
@@ -34,8 +34,7 @@ def test_a_file_that_cannot_grow_keeps_the_checkpoint_before(sticker_set, tmp_pa
     before = (tmp_path / "checkpoint_v.pth").read_bytes()
     limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2); "
     limit += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    given = [*command(1)[1:], *SMALL, "--data-path", sticker_set, "--output_dir", tmp_path, "--resume", "auto"]
-    given += ["--protocol", "val"]
+    given = [*command(1)[1:], *TRAINING, "--data-path", sticker_set, "--output_dir", tmp_path, "--resume", "auto"]
     run = Run(sys.executable, "-c", limit, *given)
     assert_ends(run, 2, "checkpoint_v.pth: cannot be written: File too large", "continue with --resume auto")
     assert (tmp_path / "checkpoint_v.pth").read_bytes() == before
