@@ -3,7 +3,8 @@
     make demo      5 to 6 minutes of training, val 85 %, test 84 %
     make demo-v    2.5 minutes of training, val 85 %, test 80 %
 
-AMD EPYC (LORA) and Intel Xeon (LORA-V), 2 cores, 2026-11-24; one seed. Chosen on val; see the README for what the figures mean.
+AMD EPYC (LORA) and Intel Xeon (LORA-V), 2 cores, 2026-11-24; one seed. Chosen on val; see the README for
+what the figures mean.
 """
 
 cfg = dict(
