@@ -67,7 +67,7 @@ def prepare_computing(options: argparse.Namespace, model: nn.Module) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, before anything is read or written."""
-    check_image_size(options.input_size, options.input_size, options.alpha)
+    check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
     if options.eval and not options.resume:
         raise UserError("--eval evaluates a checkpoint: name it with --resume")
     if options.resume not in ("", "auto") and options.finetune:
@@ -103,6 +103,7 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
             reprob=options.reprob,
             remode=options.remode,
             recount=options.recount,
+            scale=tuple(options.scale),
         )
         replaces = split == "train" and options.on_bad_image == "skip"
         data[split] = datasets.build_dataset(

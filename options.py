@@ -17,8 +17,8 @@ from option_types import (
     share,
 )
 
-MODELS = ("lora", "lora_v")
-DATASETS = ("SER", "SER_V", "FI", "EmotionROI")
+MODELS = ("lora", "lora_v", "pvt")
+DATASETS = ("SER", "SER_V", "FI", "EmotionROI", "folder")
 
 
 def build_parser(defaults: dict[str, Any]) -> Parser:
@@ -106,7 +106,7 @@ def add_computing(parser: Parser) -> None:
 
 def add_model(parser: Parser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=MODELS, default="lora", help="network")
+    group.add_argument("--model", choices=MODELS, default="lora", help="network; pvt: the backbone as a classifier")
     group.add_argument("--backbone", default="pvt_small", help="pvt_tiny, pvt_small, pvt_medium, pvt_large or pvt_demo")
     group.add_argument(
         "--alpha", type=int, default=8, help="patches a head selects, in squared reductions of its stage"
@@ -155,7 +155,12 @@ def add_weights(parser: Parser) -> None:
 
 def add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", choices=DATASETS, default="SER", help="data set; SER_V is SER without its texts")
+    group.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        default="SER",
+        help="data set; SER_V is SER without its texts, folder is {train,val,test}/<class>/<image>",
+    )
     group.add_argument("--data-path", default="SER_Dataset", metavar="DIR", help="its folder")
     group.add_argument(
         "--input-size", type=positive_int, default=448, metavar="PX", help="side of the square input image"
@@ -237,6 +242,9 @@ def add_augmentation(parser: Parser) -> None:
     group.add_argument("--no-aug", action="store_true", help="train on the images as they are evaluated")
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's auto-augment, or none")
     group.add_argument("--smoothing", type=rate, default=0.2, help="label smoothing")
+    group.add_argument(
+        "--scale", type=share, nargs=2, default=[0.08, 1.0], metavar="S", help="least and largest crop, of the area"
+    )
     group.add_argument("--train-interpolation", default="bicubic", help="bicubic, bilinear or random")
     group.add_argument("--reprob", type=rate, default=0.0, metavar="P", help="probability of random erasing")
     group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erases")

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from utils.distributed import Processes, failing_together, gather
 from utils.logging import print0
 from utils.text_encoder import load_text_encoder
 
+CHECKPOINT_STEMS = {"lora": "checkpoint", "lora_v": "checkpoint_v", "pvt": "checkpoint_pvt"}
+COMMANDS = {"lora": "main.py", "lora_v": "main_V.py", "pvt": "main_V.py --model pvt"}
 DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 BERT_VOCABULARY = 30522  # of bert-base-uncased, which published checkpoints have
 
@@ -46,11 +48,11 @@ def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
 
 def checkpoint_stem(model: str) -> str:
     """How the names of a model's checkpoints begin."""
-    return "checkpoint_v" if model == "lora_v" else "checkpoint"
+    return CHECKPOINT_STEMS[model]
 
 
 def checkpoint_name(options: argparse.Namespace, which: str = "") -> str:
-    """`checkpoint.pth` or `checkpoint_v.pth` for the newest, `_best` before the dot for the best epoch."""
+    """`checkpoint.pth`, `checkpoint_v.pth` or `checkpoint_pvt.pth`, `_best` before the dot for the best epoch."""
     return f"{checkpoint_stem(options.model)}{which}.pth"
 
 
@@ -62,17 +64,17 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
     flag = "--resume" if options.resume else "--finetune"
     path = options.resume or options.finetune
     if not path:
-        if options.model == "lora_v":
+        if options.model != "lora":
             return {}
         encoder = load_text_encoder(options.bert_model)
         tokenizer = datasets.Tokenizer(encoder.vocabulary)
         check_vocabulary(tokenizer, encoder.config, f"--bert-model {options.bert_model}")
         return {"bert_config": encoder.config, "text_state": encoder.state, "tokenizer": tokenizer}
     start = read_checkpoint(path, flag)
-    found = "lora" if any(name.startswith("text_model.") for name in start["model"]) else "lora_v"
+    found = model_of(start["model"])
     if found != options.model:
-        script = {"lora": "main.py", "lora_v": "main_V.py"}[found]
-        raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {script}")
+        use = COMMANDS[found]
+        raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {use}")
     for name in ("backbone", "alpha", "locals", "hidden_dim"):
         asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
         if asked != trained:
@@ -81,6 +83,12 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
         start["tokenizer"] = find_tokenizer(options, start.get("vocabulary_sha256"))
         check_vocabulary(start["tokenizer"], start.get("bert_config"), f"{flag} {path}")
     return start
+
+
+def model_of(names: Iterable[str]) -> str:
+    """Which network the entries of a state dict belong to: lora, lora_v or pvt."""
+    parts = {name.partition(".")[0] for name in names}
+    return "lora" if "text_model" in parts else "pvt" if "patch_embed1" in parts else "lora_v"
 
 
 def check_vocabulary(tokenizer: datasets.Tokenizer, bert_config: dict[str, Any] | None, source: str) -> None:

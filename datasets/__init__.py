@@ -1,6 +1,6 @@
 """The data sets, their images, texts, transforms and samplers; nothing about models."""
 
-from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
 from datasets.dataset import BadImage, StickerDataset, build_dataset
 from datasets.images import read_image
 from datasets.loading import batches, build_loader, worker_death
@@ -22,8 +22,10 @@ __all__ = [
     "build_loader",
     "build_train_sampler",
     "build_transform",
+    "class_names",
     "read_emotion_roi",
     "read_fi",
+    "read_folder",
     "read_image",
     "read_ser",
     "worker_death",

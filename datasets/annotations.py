@@ -1,4 +1,4 @@
-"""The annotations of SER30K, FI and EmotionROI: which images a split has, with labels and texts."""
+"""The annotations of SER30K, FI, EmotionROI and class folders: which images a split has, with labels and texts."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,13 @@ SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "ne
 FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 CLASS_NAMES = {"SER": SER_NAMES, "SER_V": SER_NAMES, "FI": FI_NAMES, "EmotionROI": EMOTION_ROI_NAMES}
-SPLITS = {name: ("train", "val", "test") if name in ("SER", "SER_V") else ("train", "test") for name in CLASS_NAMES}
+SPLITS = {
+    "SER": ("train", "val", "test"),
+    "SER_V": ("train", "val", "test"),
+    "FI": ("train", "test"),
+    "EmotionROI": ("train", "test"),
+    "folder": ("train", "val", "test"),
+}
 GIVE_ROOT = "complete the data set, or give its folder with --data-path"
 
 
@@ -100,6 +106,37 @@ def read_emotion_roi(root: str | Path, split: str, report: Report = stop) -> lis
         return _samples(source, root, _listed(source), parse, report)
     source = root / "training_testing_split" / f"{split}ing.txt"
     return _samples(source, root, _lines(source), _line_entry, report)
+
+
+def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
+    """Reads a split, `train`, `val` or `test`, of images in class folders: `<root>/<split>/<class>/<image>`.
+
+    The folders of train are the classes (`class_names`). The other splits may lack some of them; every file in them is
+    an image, hidden ones excepted.
+
+    Raises:
+        UserError: as `read_ser`, with `report` as there.
+    """
+    _check_split("folder", split, SPLITS["folder"])
+    root = _check_folder(Path(root), "the data set's folder")
+    folder = _check_folder(root / split, f"the class folders of {split}")
+    names = class_names("folder", root)
+    return _samples(folder, root, _in_class_folders(folder, names, report, may_lack=True), _class_file, report)
+
+
+def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
+    """The names of a data set's labels, in their order; those of `folder` are the names of train's folders, sorted.
+
+    Raises:
+        UserError: `folder` without train, or without a folder in it.
+    """
+    if dataset != "folder":
+        return CLASS_NAMES[dataset]
+    folder = _check_folder(Path(root) / "train", "the class folders of train")
+    names = tuple(_listing(folder, folders=True))
+    if not names:
+        raise mistake(folder, "a folder for each class", "no folder", GIVE_ROOT)
+    return names
 
 
 def _samples(
@@ -179,22 +216,26 @@ def _line_entry(source: Path, number: int, line: str) -> Entry:
     return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()))
 
 
-def _in_class_folders(folder: Path, names: tuple[str, ...], report: Report) -> Iterator[tuple[str, str, int]]:
-    """Folder, name and label of the files of a split in folders named as their classes, in the order of their names."""
-    try:
-        found = {name: _visible(folder / name) for name in _visible(folder, folders=True)}
-    except OSError as error:
-        raise mistake(folder, "class folders that can be read", reason(error), GIVE_ROOT) from error
-    strange = [name for name in found if name.casefold() not in names]
-    lacking = sorted(set(names).difference(name.casefold() for name in found))
+def _in_class_folders(
+    folder: Path, names: tuple[str, ...], report: Report, *, may_lack: bool = False
+) -> Iterator[tuple[str, str, int]]:
+    """Folder, name and label of the files of a split in folders named as their classes, in the order of their names.
+
+    Args:
+        may_lack: whether a class may have no folder.
+    """
+    labels = {name.casefold(): label for label, name in enumerate(names)}
+    found = {name: _listing(folder / name) for name in _listing(folder, folders=True)}
+    strange = [name for name in found if name.casefold() not in labels]
+    lacking = sorted(set(labels).difference(name.casefold() for name in found))
     expected, remedy = f"the class folders {', '.join(names)}", "complete or rename the folders"
     for name in strange:
         report(UnknownLabel(str(mistake(folder, expected, f"{printable(name)} as well", remedy))))
-    if lacking:
+    if lacking and not may_lack:
         report(mistake(folder, expected, f"no {', '.join(lacking)}", remedy))
     for name, files in found.items():
         if name not in strange:
-            yield from ((name, file, names.index(name.casefold())) for file in files)
+            yield from ((name, file, labels[name.casefold()]) for file in files)
 
 
 def _class_file(folder: Path, name: str, file: str, label: int) -> Entry:
@@ -202,10 +243,14 @@ def _class_file(folder: Path, name: str, file: str, label: int) -> Entry:
     return Entry(f"class folder {name}", (folder.name, name, file), label)
 
 
-def _visible(folder: Path, *, folders: bool = False) -> list[str]:
-    """The names of the files, or else the folders, in a folder, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() == folders and not entry.name.startswith("."))
+def _listing(folder: Path, *, folders: bool = False) -> list[str]:
+    """The names of the files, or else the folders, in a folder, sorted, without hidden ones; raises UserError."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if entry.is_dir() == folders]
+    except OSError as error:
+        raise mistake(folder, "class folders that can be read", reason(error), GIVE_ROOT) from error
+    return sorted(name for name in found if not name.startswith("."))
 
 
 def _check_split(dataset: str, split: str, splits: tuple[str, ...]) -> None:

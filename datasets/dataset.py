@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.annotations import Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
 from datasets.cache import PictureCache
 from datasets.files import printable
 from datasets.images import read_image
@@ -24,6 +24,7 @@ READERS: dict[str, Callable[..., list[Sample]]] = {
     "SER_V": read_ser,
     "FI": read_fi,
     "EmotionROI": read_emotion_roi,
+    "folder": read_folder,
 }
 MAX_REPLACEMENTS = 10
 Item = dict[str, Any]
@@ -166,7 +167,7 @@ def build_dataset(
     cache_images: bool = False,
     jpeg_draft: bool = False,
 ) -> StickerDataset:
-    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI` or `EmotionROI`.
+    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI` or `folder`.
 
     Args:
         tokenizer: for the texts of `SER`; the others have none and do not use it.
@@ -181,7 +182,7 @@ def build_dataset(
         READERS[name](root, split),
         transform,
         tokenizer if name == "SER" else None,
-        class_names=CLASS_NAMES[name],
+        class_names=class_names(name, root),
         on_bad_image=on_bad_image,
         cache_images=cache_images,
         jpeg_draft=jpeg_draft,

@@ -26,10 +26,11 @@ def build_transform(
     reprob: float = 0.0,
     remode: str = "pixel",
     recount: int = 1,
+    scale: tuple[float, float] = (0.08, 1.0),
 ) -> Transform:
     """The way from a picture in RGB to a tensor (3, H, W), normalised with ImageNet's mean and deviation.
 
-    In training: random crop of 0.08 to 1 of the area, flip, augmentation; timm leaves the colour jitter out where
+    In training: random crop of `scale` of the area, flip, augmentation; timm leaves the colour jitter out where
     `auto_augment` is set. In evaluation: the short side resized to int(256 / 224 * size), bicubic, and the centre
     cropped. `input_size` is the side in pixels, or (height, width), and all that matters in evaluation.
 
@@ -48,6 +49,7 @@ def build_transform(
             re_prob=reprob,
             re_mode=remode,
             re_count=recount,
+            scale=scale,
         )
     except (AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-BLOCK = re.compile(r"vision_model\.block(\d)\.(\d+)\.")
-STAGE_INPUT = re.compile(r"vision_model\.(?:patch_embed|pos_embed|cls_token)(\d?)")
+BLOCK = re.compile(r"(?:vision_model\.)?block(\d)\.(\d+)\.")
+STAGE_INPUT = re.compile(r"(?:vision_model\.)?(?:(?:patch_embed|pos_embed|cls_token)(\d)|cls_token$)")
 TEXT_LAYER = re.compile(r"text_model\.encoder\.layer\.(\d+)\.")
 
 

@@ -1,4 +1,4 @@
-"""LORA and LORA-V, put together of backbone, text encoder and fusion head (paper section 4)."""
+"""LORA and LORA-V, put together of backbone, text encoder and fusion head (paper section 4); the way to any network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from errors import UserError
+from models.classifier import PVT
 from models.fusion import FusionBlock, init_xavier
 from models.layers import layer_matcher
 from models.pvt import BACKBONES
@@ -111,11 +112,12 @@ def create_model(
     backbone: str = "pvt_small",
     bert: Mapping[str, Any] | None = None,
     tunebert: bool = False,
-) -> LORA | LORA_V:
+) -> LORA | LORA_V | PVT:
     """Builds a network with the initial values of the spec; no file and no network connection is touched.
 
     Args:
-        name: "lora" (called as `model(images, word_ids, word_mask)`) or "lora_v" (`model(images)`).
+        name: "lora" (called as `model(images, word_ids, word_mask)`), "lora_v" or "pvt" (`model(images)`), of which the
+            last is the backbone as a classifier and has neither `alpha` nor `locals`.
         backbone: a name of `models.pvt.BACKBONES`.
         bert: fields of the text encoder's configuration; None means BERT-base. For "lora" only.
         tunebert: whether the text encoder learns.
@@ -125,6 +127,8 @@ def create_model(
     """
     if backbone not in BACKBONES:
         raise UserError(f"--backbone {backbone!r} is unknown: expected one of {', '.join(BACKBONES)}")
+    if name == "pvt":
+        return PVT(BACKBONES[backbone], num_classes=num_classes, drop=drop, drop_path=drop_path)
     vision_model = VisionModel(BACKBONES[backbone], alpha=alpha, locals=locals, drop=drop, drop_path=drop_path)
     head: dict[str, Any] = {
         "num_classes": num_classes,
@@ -137,7 +141,7 @@ def create_model(
         text_model = build_text_model(bert)
         freeze_text_model(text_model, tunebert=tunebert)
         return LORA(vision_model, text_model, **head)
-    raise UserError(f"--model {name!r} is unknown: expected lora or lora_v")
+    raise UserError(f"--model {name!r} is unknown: expected lora, lora_v or pvt")
 
 
 def init_head(pos_embed: nn.Parameter, *linears: nn.Linear) -> None:

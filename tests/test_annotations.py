@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from datasets.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
 from datasets.placing import MissingImages
 from datasets.records import UnknownLabel
 from errors import UserError
@@ -241,6 +241,44 @@ def test_fi_reads_class_folders_where_there_is_no_list(fi):
     samples = read_fi(fi, "train")
     assert [sample.label for sample in samples] == list(range(8))
     assert samples[2] == Sample(fi / "train/Awe/awe.jpg", 2, "")
+
+
+@pytest.fixture
+def class_folders(tmp_path) -> Path:
+    """Two classes in train, one of them in val; the class without pictures in train is none."""
+    for place in ("train/cat/1.png", "train/Dog/1.png", "train/Dog/2.png", "val/Dog/1.png"):
+        add_image(tmp_path / "set" / place)
+    return tmp_path / "set"
+
+
+def test_folder_takes_its_classes_from_train(class_folders):
+    assert class_names("folder", class_folders) == ("Dog", "cat")
+    assert [sample.label for sample in read_folder(class_folders, "train")] == [0, 0, 1]
+    assert read_folder(class_folders, "val") == [Sample(class_folders / "val/Dog/1.png", 0, "")]
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("test", "the class folders of test, found no such folder"),
+        ("dev", "splits train, val, test, found 'dev'"),
+    ],
+)
+def test_folder_without_a_split_is_named(class_folders, split, message):
+    with pytest.raises(UserError, match=message):
+        read_folder(class_folders, split)
+
+
+def test_folder_refuses_a_class_that_train_has_not(class_folders):
+    add_image(class_folders / "val" / "bird" / "1.png")
+    with pytest.raises(UserError, match="expected the class folders Dog, cat, found bird as well"):
+        read_folder(class_folders, "val")
+
+
+def test_folder_without_a_class_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(UserError, match="a folder for each class, found no folder"):
+        class_names("folder", tmp_path)
 
 
 def test_fi_prefers_its_list(fi):

@@ -12,27 +12,24 @@ import csv
 import hashlib
 import importlib.metadata
 import io
-import json
-import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/make_demo_set.py` finds the project's modules
 
 from errors import UserError
-from tools.demo_set.styles import STYLES, package_folder, variants
+from tools.demo_set.made_set import MadeSet, stop, write_json
+from tools.demo_set.styles import STYLES, package_folder, pixels_on_white, variants
 
 RECIPE = 1  # to be raised when the same options give other files: an older set is then not taken for a current one
 LABELS = ROOT / "tools" / "demo_set" / "labels.csv"
@@ -41,8 +38,7 @@ EMOTIONS = ["surprise", "happiness", "disgust", "fear", "sadness", "anger", "neu
 SPLITS = ["train", "val", "test"]
 SHARES = {"val": 0.1, "test": 0.2}  # the rest is train
 OUTPUTS = {"image": "data/demo", "concept": "data/demo-concept"}
-RECORD = "demo_set.json"
-CONTENT = {"Images", "Annotations", "LICENSES.md", RECORD}
+CONTENT = frozenset({"Images", "Annotations", "LICENSES.md"})
 
 
 @dataclass(frozen=True)
@@ -115,9 +111,8 @@ def draw_stickers(emoji: Sequence[Emoji], size: int) -> list[Sticker]:
                     raise UserError(f"{style.package} has no drawing of {codepoint}, which {LABELS} names")
                 if picture is None:
                     continue
-                white = Image.new("RGBA", picture.size, "white")
-                pixels = Image.alpha_composite(white, picture).tobytes()
-                if pixels == white.tobytes() or pixels in seen:
+                pixels = pixels_on_white(picture)
+                if not pixels or pixels in seen:
                     continue
                 seen.add(pixels)
                 png = io.BytesIO()
@@ -164,7 +159,7 @@ def count(
 
 
 def make_set(folder: Path, emoji: Sequence[Emoji], request: dict[str, Any]) -> dict[str, Any]:
-    """Draws and writes a whole set into a new folder, the record last, and returns the record."""
+    """Draws and writes a whole set into a new folder, and returns its record."""
     options = request["options"]
     stickers = draw_stickers(emoji, options["size"])
     splits = split_stickers(stickers, options["split"], options["seed"])
@@ -175,13 +170,11 @@ def make_set(folder: Path, emoji: Sequence[Emoji], request: dict[str, Any]) -> d
         path.write_bytes(one.png)
     write_annotations(folder / "Annotations" / "image-level", entries, splits)
     (folder / "LICENSES.md").write_text(licences(request["packages"]), encoding="utf-8")
-    record = request | {
+    return request | {
         "images": len(stickers),
         "by_style": count(entries, splits, lambda entry: entry["topic"]),
         "by_class": dict(sorted(count(entries, splits, lambda entry: EMOTIONS[entry["anno"] - 1]).items())),
     }
-    write_json(folder / RECORD, record)
-    return record
 
 
 def write_annotations(folder: Path, entries: Sequence[dict[str, Any]], splits: Sequence[str]) -> None:
@@ -191,10 +184,6 @@ def write_annotations(folder: Path, entries: Sequence[dict[str, Any]], splits: S
     for name in SPLITS:
         chosen = [entry for entry, split in zip(entries, splits, strict=True) if split == name]
         write_json(folder / f"{name}.json", {"annotations": chosen})
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def licences(packages: dict[str, str]) -> str:
@@ -217,79 +206,18 @@ def licences(packages: dict[str, str]) -> str:
     )
 
 
-def make_request(options: dict[str, Any]) -> dict[str, Any]:
+def make_request(kind: str, recipe: int, options: dict[str, Any]) -> dict[str, Any]:
     """All that decides what the set looks like: a set on disk with an equal request need not be made again."""
     packages = sorted({style.package for style in STYLES} | {"resvg-py"})
     for package in packages:
         package_folder(package)
     return {
-        "made_by": "tools/make_demo_set.py",
-        "recipe": RECIPE,
+        "made_by": f"tools/make_{kind}_set.py",
+        "recipe": recipe,
         "options": options,
         "labels": hashlib.sha256(LABELS.read_bytes()).hexdigest(),
         "packages": {package: importlib.metadata.version(package) for package in packages},
     }
-
-
-def read_existing(output: Path) -> dict[str, Any] | None:
-    """The record of the set at `output`, None where nothing is, or an empty folder.
-
-    Raises:
-        UserError: anything else is there. It is left as it is.
-    """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return None
-    foreign = UserError(f"{output} exists and is not a demo set: it is left alone; choose another --output")
-    if not output.is_dir() or not {path.name for path in output.iterdir()} <= CONTENT:
-        raise foreign
-    try:
-        record = json.loads((output / RECORD).read_text(encoding="utf-8"))
-        made_by = record["made_by"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise foreign from None
-    if made_by != "tools/make_demo_set.py":
-        raise foreign
-    return record
-
-
-def is_current(output: Path, record: dict[str, Any], request: dict[str, Any]) -> bool:
-    """Whether the set at `output` is whole and made by an equal request.
-
-    Raises:
-        UserError: it is not, and only --force may replace it.
-    """
-    found = sum(1 for _ in output.glob("Images/*/*.png"))
-    if found != record.get("images"):
-        raise UserError(f"{output} has {found} pictures, expected {record.get('images')}; --force makes it anew")
-    for key, value in request.items():
-        if record.get(key) != value:
-            raise UserError(
-                f"{output} was made with other {key}: {record.get(key)}, now {value}; "
-                "--force replaces it, or choose another --output"
-            )
-    return True
-
-
-def build(output: Path, emoji: Sequence[Emoji], request: dict[str, Any], existing: bool) -> dict[str, Any]:
-    """Makes the set beside `output` and renames it when it is whole, so that no half set is ever there.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
-            made = Path(place) / "made"
-            made.mkdir()
-            record = make_set(made, emoji, request)
-            if existing:
-                os.rename(output, Path(place) / "old")
-            elif output.exists():
-                output.rmdir()  # empty, or this fails
-            os.rename(made, output)
-        return record
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error}; choose another --output") from error
 
 
 def report(output: Path, record: dict[str, Any], seconds: float) -> str:
@@ -307,17 +235,22 @@ def report(output: Path, record: dict[str, Any], seconds: float) -> str:
     return "\n".join(lines)
 
 
+def parse_size(text: str) -> int:
+    """The side of pictures, for argparse."""
+    if not text.isdecimal() or not 16 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"expected 16 to 1024 pixels, found {text}")
+    return int(text)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draws the demo set from the packages of requirements-demo.txt.")
     parser.add_argument("--output", type=Path, help="folder of the set (default: data/demo or data/demo-concept)")
     parser.add_argument("--split", choices=OUTPUTS, default="image", help="what is divided 70/10/20 (default: image)")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the texts (default: 0)")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
     parser.add_argument("--force", action="store_true", help="make the set anew, in place of a demo set that is there")
     parser.add_argument("--bert-folder", action="store_true", help="print the folder of the text encoder, and end")
     options = parser.parse_args(arguments)
-    if not 16 <= options.size <= 1024:
-        parser.error(f"--size {options.size}: expected 16 to 1024 pixels")
     options.output = options.output or Path(OUTPUTS[options.split])
     return options
 
@@ -334,18 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     start = time.perf_counter()
     emoji = read_labels(LABELS)
-    request = make_request({"split": options.split, "seed": options.seed, "size": options.size})
-    existing = read_existing(options.output)
-    if existing and not options.force and is_current(options.output, existing, request):
+    request = make_request("demo", RECIPE, {"split": options.split, "seed": options.seed, "size": options.size})
+    made_set = MadeSet(options.output, "demo", CONTENT, "Images/*/*.png")
+    existing = made_set.read_record()
+    if existing and not options.force and made_set.is_current(existing, request):
         print(f"{options.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
         return
-    record = build(options.output, emoji, request, existing is not None)
+    record = made_set.build(lambda folder: make_set(folder, emoji, request), replaces=existing is not None)
     print(report(options.output, record, time.perf_counter() - start))
-
-
-def stop(*_: Any) -> NoReturn:
-    """On a termination signal: leaves by an exception, so that the temporary folder is removed."""
-    sys.exit(143)
 
 
 if __name__ == "__main__":

