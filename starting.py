@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from utils.text_encoder import load_text_encoder
 
 CHECKPOINT_STEMS = {"lora": "checkpoint", "lora_v": "checkpoint_v", "pvt": "checkpoint_pvt"}
 COMMANDS = {"lora": "main.py", "lora_v": "main_V.py", "pvt": "main_V.py --model pvt"}
+ARCHITECTURE_OPTIONS = ("backbone", "alpha", "locals", "hidden_dim")  # which a checkpoint fits or not
 DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 BERT_VOCABULARY = 30522  # of bert-base-uncased, which published checkpoints have
 
@@ -75,7 +76,7 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
     if found != options.model:
         use = COMMANDS[found]
         raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {use}")
-    for name in ("backbone", "alpha", "locals", "hidden_dim"):
+    for name in ARCHITECTURE_OPTIONS:
         asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
         if asked != trained:
             raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
@@ -133,30 +134,32 @@ def check_classes(options: argparse.Namespace, start: dict[str, Any], class_name
         )
 
 
-def build_model(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:
-    """The network with the weights that it starts from."""
+def build_model(
+    options: argparse.Namespace, start: dict[str, Any], num_classes: int, say: Callable[[str], None] = print0
+) -> nn.Module:
+    """The network with the weights that it starts from; `say` is told what was loaded."""
     names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
     names += ("hidden_dim", "backbone", "tunebert")
     settings = {name: getattr(options, name) for name in names}
     model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
     if "text_state" in start:
         source = f"--bert-model {options.bert_model}"
-        print0(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
+        say(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
     if options.visfinetune and not start.get("model"):
         source = f"--visfinetune {options.visfinetune}"
         state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
         state, interpolated = fit_position_embeddings(state, model.vision_model.state_dict())
         account = load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head)
-        print0(account + interpolated)
+        say(account + interpolated)
     elif options.visfinetune:
-        print0(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
+        say(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
     if options.resume:
         weights = "model_ema" if options.eval and options.model_ema else "model"
         if weights not in start:
             raise UserError(f"--model-ema: --resume {options.resume} has no moving average: leave the flag out")
-        print0(load_state(model, start[weights], f"--resume {options.resume}"))
+        say(load_state(model, start[weights], f"--resume {options.resume}"))
     elif options.finetune:
-        print0(load_state(model, start["model"], f"--finetune {options.finetune}", may_leave=is_head))
+        say(load_state(model, start["model"], f"--finetune {options.finetune}", may_leave=is_head))
     return model
 
 

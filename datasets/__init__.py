@@ -2,7 +2,7 @@
 
 from datasets.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
 from datasets.dataset import BadImage, StickerDataset, build_dataset
-from datasets.images import read_image
+from datasets.images import as_rgb, read_image
 from datasets.loading import batches, build_loader, worker_death
 from datasets.samplers import Draw, EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from datasets.text import Tokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "StickerDataset",
     "Tokenizer",
     "TrainBatchSampler",
+    "as_rgb",
     "batches",
     "build_dataset",
     "build_loader",

@@ -41,12 +41,21 @@ def read_image(path: str | Path, least_size: tuple[int, int] | None = None) -> I
             number of pixels, or EPS, for which Pillow would run Ghostscript on a program that a stranger wrote.
     """
     with _opened(path, least_size) as image:
-        raw_mode = _raw_mode(image)
-        image.load()
-        if image.mode == "F" or image.mode.startswith("I"):
-            return _deep_grey_to_rgb(image, raw_mode, path)
-        _mend_transparency(image, raw_mode)
-        return _to_rgb(image)
+        return as_rgb(image, path)
+
+
+def as_rgb(image: Image.Image, path: str | Path = "a picture") -> Image.Image:
+    """A picture that Pillow has opened as `read_image` gives it; `path` is what an error calls it.
+
+    Raises:
+        UserError: grey values that are none.
+    """
+    raw_mode = _raw_mode(image)
+    image.load()
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_grey_to_rgb(image, raw_mode, path)
+    _mend_transparency(image, raw_mode)
+    return _to_rgb(image)
 
 
 def read_size(path: str | Path, least_size: tuple[int, int] | None = None) -> tuple[int, int]:

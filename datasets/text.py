@@ -56,8 +56,7 @@ class Tokenizer:
         `[CLS] pieces [SEP]` with the first 28 pieces. A text of the form `a ||| b` is a pair, `[CLS] a [SEP] b [SEP]`
         cut to 27 pieces, recognised as in BERT's own feature extraction: a b without pieces makes no pair.
         """
-        pair = PAIR.match(text.strip())
-        first, second = (self._tokenizer.tokenize(part) for part in (pair.groups() if pair else (text, "")))
+        first, second = self._tokenize(text)
         if second:
             _cut_pair(first, second, MAX_WORDS - 3)
             pieces = ["[CLS]", *first, "[SEP]", *second, "[SEP]"]
@@ -67,6 +66,20 @@ class Tokenizer:
         ids[: len(pieces)] = torch.tensor(self._tokenizer.convert_tokens_to_ids(pieces))
         mask[: len(pieces)] = 1
         return Encoded(ids, mask)
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """The pieces of word ids."""
+        return self._tokenizer.convert_ids_to_tokens([int(one) for one in ids])
+
+    def is_too_long(self, text: str) -> bool:
+        """Whether `encode` cuts a text."""
+        first, second = self._tokenize(text)
+        return len(first) + len(second) > MAX_WORDS - (3 if second else 2)
+
+    def _tokenize(self, text: str) -> tuple[list[str], list[str]]:
+        """The pieces of a text, and of the second half of a pair."""
+        pair = PAIR.match(text.strip())
+        return tuple(self._tokenizer.tokenize(part) for part in (pair.groups() if pair else (text, "")))
 
     def encode_all(self, texts: Iterable[str]) -> dict[str, Encoded]:
         """Each distinct text with its ids and mask, in the order of first appearance."""

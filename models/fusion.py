@@ -32,16 +32,20 @@ class FirstTokenAttention(nn.Module):
         self.attn_dropout = nn.Dropout(dropout)
         self.proj_dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normed tokens (B, N, C) to the first token's attention output (B, C)."""
+    def weights(self, x: Tensor) -> Tensor:
+        """Normed tokens (B, N, C) to the first token's attention to each of them (B, heads, N), rows of sum 1."""
         query = self.query(x[:, 0]).unflatten(1, (NUM_HEADS, -1))  # (B, heads, d)
         key_weight = self.key.weight.unflatten(0, (NUM_HEADS, -1))  # (heads, d, C)
-        value_weight = self.value.weight.unflatten(0, (NUM_HEADS, -1))  # (heads, d, C)
         key_query = torch.einsum("bhd,hdc->bhc", query, key_weight)  # (B, heads, C)
         # The same for every token, so the softmax does not see it; it keeps the parameter in the graph.
         bias = (query * self.key.bias.unflatten(0, (NUM_HEADS, -1))).sum(dim=2, keepdim=True)  # (B, heads, 1)
         logits = (key_query @ x.mT + bias) * query.shape[2] ** -0.5  # (B, heads, N)
-        probabilities = self.attn_dropout(logits.softmax(dim=2))
+        return logits.softmax(dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normed tokens (B, N, C) to the first token's attention output (B, C)."""
+        probabilities = self.attn_dropout(self.weights(x))
+        value_weight = self.value.weight.unflatten(0, (NUM_HEADS, -1))  # (heads, d, C)
         mean_token = probabilities @ x  # (B, heads, C)
         total = probabilities.sum(dim=2, keepdim=True)  # 1 but for dropout: (B, heads, 1)
         values = torch.einsum("bhc,hdc->bhd", mean_token, value_weight)  # (B, heads, d)

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the project's modules
 
 from errors import UserError
-from tools.make_demo_set import OUTPUTS, bert_folder
 from tools.benchmark_measure import machine
+from tools.make_demo_set import OUTPUTS, bert_folder
 from utils.logging import write_json, write_whole
 
 RUNS = Path("runs/table")

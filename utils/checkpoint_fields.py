@@ -12,6 +12,7 @@ from errors import UserError
 from utils.encoder_config import check_encoder_config
 from utils.messages import shown
 
+MAX_SIDE = 8192  # of an image, in pixels
 MAX_NUMBER = 10**9  # of epochs, steps and architecture: more is a mistake, and would be printed at full length
 
 
@@ -91,6 +92,8 @@ ARCHITECTURE = {
     "backbone": Field(is_name, "a name"),
     "alpha": Field(is_count, "a positive integer"),
     "hidden_dim": Field(is_count, "a positive integer"),
+    "input_size": Field(lambda value: is_count(value) and value <= MAX_SIDE, f"pixels, at most {MAX_SIDE}"),
+    "dataset": Field(is_name, "a name"),
     "locals": Field(lambda value: is_list_of(value, is_count) and len(value) == 4, "a list of 4 integers"),
 }
 

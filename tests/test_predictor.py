@@ -1,0 +1,151 @@
+"""Predicting with a checkpoint alone: the figures of the evaluation, from Python and from the command line."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from datasets import CLASS_NAMES, read_ser
+from errors import UserError
+from explain import explain
+from predictor import load_predictor
+from utils.checkpoint import read_checkpoint
+
+CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
+TOOL = "tools/predict.py"
+
+
+@pytest.fixture(scope="module", params=["lora", "lora_v"])
+def checkpoint(request, trained) -> Path:
+    return trained[request.param] / CHECKPOINTS[request.param]
+
+
+def evaluated(checkpoint) -> list[dict]:
+    """The predictions that the run itself wrote."""
+    with checkpoint.with_name(f"{checkpoint.stem}_test.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predicts_what_the_evaluation_did(checkpoint, sticker_set):
+    predictor = load_predictor(checkpoint)
+    samples = read_ser(sticker_set, "test")
+    predictions = predictor([sample.path for sample in samples], [sample.text for sample in samples])
+    for row, prediction in zip(evaluated(checkpoint), predictions, strict=True):
+        assert prediction.label == row["prediction"]
+        assert list(prediction.probabilities.values()) == sorted(prediction.probabilities.values(), reverse=True)
+        for name, value in prediction.probabilities.items():
+            assert value == pytest.approx(float(row[f"p_{name}"]), abs=1e-5)
+
+
+def test_takes_pictures_as_well_as_files(trained, sticker_set):
+    predictor = load_predictor(trained["lora_v"] / "checkpoint_v.pth", device="cpu")
+    path = read_ser(sticker_set, "test")[0].path
+    with Image.open(path) as picture:
+        assert predictor([picture]) == predictor([path])
+    assert predictor([]) == []
+    with pytest.raises(UserError, match="one for each of 1 images, found 2"):
+        predictor([path], ["a", "b"])
+
+
+def test_a_text_changes_what_lora_says(trained, sticker_set):
+    predictor = load_predictor(trained["lora"] / "checkpoint.pth")
+    path = read_ser(sticker_set, "test")[0].path
+    first, second = predictor([path, path], ["", "what a terrible day"])
+    assert first.probabilities != second.probabilities
+
+
+def test_a_published_checkpoint_has_the_names_of_its_data_set(trained, tmp_path):
+    full = read_checkpoint(trained["lora_v"] / "checkpoint_v.pth", "--resume")
+    arguments = {key: full["args"][key] for key in ("backbone", "alpha", "locals", "hidden_dim", "input_size")}
+    torch.save({"model": full["model"], "args": arguments}, tmp_path / "published.pth")
+    assert load_predictor(tmp_path / "published.pth").class_names == CLASS_NAMES["SER"]
+
+
+def test_what_is_no_checkpoint_is_one_line(trained, tmp_path, run_script):
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    state = read_checkpoint(trained["lora_v"] / "checkpoint_v.pth", "--resume")
+    state["model"] = {name: value for name, value in state["model"].items() if not name.startswith("head.")}
+    torch.save(state["model"], tmp_path / "headless.pth")
+    for name, words in (("text.pth", "not a PyTorch file"), ("headless.pth", "none of a head"), ("no.pth", "no such")):
+        finished = run_script(TOOL, tmp_path / name, tmp_path)
+        assert (finished.code, len(finished.output.splitlines())) == (2, 1)
+        assert words in finished.output
+
+
+def test_the_command_reads_files_folders_patterns_and_lists(trained, sticker_set, tmp_path, run_script):
+    samples = read_ser(sticker_set, "test")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for sample in samples[:2]:
+        shutil.copy(sample.path, folder)
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"image,text\nfolder/{samples[0].path.name},hello\nfolder/{samples[1].path.name},\n")
+    inputs = [samples[2].path, folder, f"{folder}/*.png", listed]
+    output = tmp_path / "found.json"
+    finished = run_script(
+        TOOL, trained["lora"] / "checkpoint.pth", *inputs, "--text", "all", "--format", "json", "--output", output
+    )
+    assert finished.code == 0, finished.output
+    found = json.loads(output.read_text())
+    assert [entry["text"] for entry in found] == ["all"] * 5 + ["hello", "all"]
+    names = sorted(sample.path.name for sample in samples[:2])
+    assert [Path(entry["image"]).name for entry in found[1:5]] == names * 2
+    assert all(len(entry["probabilities"]) == 7 for entry in found)
+    assert all(entry["prediction"] == next(iter(entry["probabilities"])) for entry in found)
+
+
+def test_files_that_cannot_be_read_do_not_stop_it(trained, sticker_set, tmp_path, run_script):
+    good = [sample.path for sample in read_ser(sticker_set, "test")[:3]]
+    (tmp_path / "broken.png").write_bytes(good[0].read_bytes()[:100])
+    inputs = [good[0], tmp_path / "broken.png", good[1], tmp_path / "gone.png", good[2]]
+    output = tmp_path / "found.csv"
+    finished = run_script(
+        TOOL, trained["lora_v"] / "checkpoint_v.pth", *inputs, "--format", "csv", "--output", output, "--batch-size", 2
+    )
+    assert finished.code == 1
+    assert [line.partition(": expected")[0].rpartition("/")[2] for line in finished.output.splitlines()] == [
+        "broken.png",
+        "gone.png",
+    ]
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]) for row in rows] == good
+    assert all(sum(float(row[f"p_{name}"]) for name in CLASS_NAMES["SER"]) == pytest.approx(1) for row in rows)
+
+
+def test_a_text_that_is_cut_or_not_read_is_said(trained, sticker_set, run_script):
+    path = read_ser(sticker_set, "test")[0].path
+    finished = run_script(TOOL, trained["lora"] / "checkpoint.pth", path, "--text", "word " * 40)
+    assert finished.code == 0, finished.output
+    assert "longer than 30 word pieces and cut" in finished.output
+    finished = run_script(TOOL, trained["lora_v"] / "checkpoint_v.pth", path, "--text", "word")
+    assert "reads no texts" in finished.output
+
+
+def test_explains_by_what_the_network_selected(checkpoint, sticker_set):
+    predictor = load_predictor(checkpoint)
+    path = read_ser(sticker_set, "test")[0].path
+    found = explain(predictor, path, "good morning")
+    assert found.prediction == predictor([path], ["good morning"])[0]
+    assert [focus.stage for focus in found.focus] == [1, 2, 3, 4]
+    vision = predictor.model.vision_model
+    for focus, heads, side in zip(found.focus, vision.config.num_heads, (16, 8, 4, 2), strict=True):
+        assert focus.shares.shape == (side, side)
+        per_head = vision.patches_a_head(focus.stage - 1)
+        assert focus.shares.sum().item() == pytest.approx(per_head)  # each head selects a patch once
+        assert set((focus.shares * heads).round(decimals=4).flatten().tolist()) <= set(range(heads + 1))
+    assert found.class_attention.sum().item() == pytest.approx(1)
+    assert found.image.size == (64, 64)
+
+
+def test_words_have_their_share_of_the_fusions_attention(trained, sticker_set):
+    path = read_ser(sticker_set, "test")[0].path
+    found = explain(load_predictor(trained["lora"] / "checkpoint.pth"), path, "good morning")
+    assert [word.piece for word in found.words] == ["[CLS]", "good", "morning", "[SEP]"]
+    assert 0 < sum(word.weight for word in found.words) < found.text_weight < 1
+    found = explain(load_predictor(trained["lora_v"] / "checkpoint_v.pth"), path)
+    assert (found.words, found.text_weight) == ([], 0)
