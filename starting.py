@@ -76,7 +76,7 @@ def read_start(options: argparse.Namespace) -> dict[str, Any]:
     if found != options.model:
         use = COMMANDS[found]
         raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {use}")
-    for name in ARCHITECTURE_OPTIONS:
+    for name in ARCHITECTURE_OPTIONS if found != "pvt" else ("backbone",):
         asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
         if asked != trained:
             raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")

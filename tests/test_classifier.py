@@ -62,7 +62,7 @@ def test_classifies_by_the_class_token_of_the_backbone():
 def test_learns_the_folders_of_a_data_set(pretrained):
     checkpoint = read_checkpoint(pretrained / "checkpoint_pvt.pth", "--resume")
     assert checkpoint["class_names"] == ["blue", "red"]
-    results = json.loads((pretrained / "checkpoint_pvt_test.json").read_text())
+    results = json.loads((pretrained / "checkpoint_pvt_best_test.json").read_text())
     assert results["samples"] == 4
     assert list(results["per_class"]) == ["blue", "red"]
 
