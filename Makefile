@@ -27,13 +27,13 @@ demo: demo-set
 	  --bert-model $$($(PYTHON) tools/make_demo_set.py --bert-folder)
 	$(PYTHON) main.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)/checkpoint_best.pth --eval
 	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)/baselines_test.json
-	$(PYTHON) tools/plot_run.py $(DEMO_RUN)
+	$(PYTHON) tools/visualize.py $(DEMO_RUN)
 
 demo-v: demo-set
 	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --output_dir $(DEMO_RUN)-v
 	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)-v/checkpoint_v_best.pth --eval
 	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)-v/baselines_test.json
-	$(PYTHON) tools/plot_run.py $(DEMO_RUN)-v
+	$(PYTHON) tools/visualize.py $(DEMO_RUN)-v
 
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile

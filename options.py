@@ -75,6 +75,12 @@ def add_run(parser: Parser) -> None:
         default=True,
         help="processes share the evaluation; otherwise each evaluates everything",
     )
+    group.add_argument(
+        "--figures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw curves and confusion matrix at the end of a training",
+    )
     group.add_argument("--log-every", type=positive_int, default=50, metavar="STEPS", help="steps between two lines")
     group.add_argument(
         "--world-size", type=positive_int, default=1, help="ignored: the launcher's environment tells it"

@@ -208,5 +208,16 @@ def finish(run: Run, training: Training, *, watchdog: Watchdog, stop: StopSignal
                 dist.broadcast(tensor, 0)
     evaluation = measure(run, training.measured, "test", watchdog=watchdog, stop=stop)
     report(run, evaluation, "test", path, folder)
+    with failing_together():
+        if run.processes.is_main and run.options.figures:
+            draw_figures(training.history, {"split": "test", **evaluation.metrics}, folder)
     if not chosen:
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
+
+
+def draw_figures(history: list[dict[str, Any]], metrics: dict[str, Any], folder: Path) -> None:
+    """The training curves and the confusion matrix on test, as PNG."""
+    from utils import figures  # matplotlib takes a second to import, which a run without figures need not spend
+
+    figures.save_figure(figures.curves(history), [folder / "curves.png"])
+    figures.save_figure(figures.confusion_matrix(metrics), [folder / "confusion_matrix.png"])

@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share two cores: more th
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
     "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 --num_workers 0 "
-    "--unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug"
+    "--unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug --no-figures"
 ).split()
 
 BERT = {

@@ -70,11 +70,8 @@ def test_what_is_no_checkpoint_is_one_line(trained, tmp_path, run_script):
     state = read_checkpoint(trained["lora_v"] / "checkpoint_v.pth", "--resume")
     state["model"] = {name: value for name, value in state["model"].items() if not name.startswith("head.")}
     torch.save(state["model"], tmp_path / "headless.pth")
-    for name, words in (
-        ("text.pth", "expected a PyTorch or safetensors file"),
-        ("headless.pth", "none of a head"),
-        ("no.pth", "no such"),
-    ):
+    expected = {"text.pth": "a PyTorch or safetensors file", "headless.pth": "none of a head", "no.pth": "no such"}
+    for name, words in expected.items():
         finished = run_script(TOOL, tmp_path / name, tmp_path)
         assert (finished.code, len(finished.output.splitlines())) == (2, 1)
         assert words in finished.output

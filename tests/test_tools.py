@@ -10,26 +10,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.attention import attend
-from tools import benchmark, benchmark_measure, plot_benchmark, plot_run
-
-
-def test_pictures_of_a_run(trained, capsys):
-    folder = trained["lora"]
-    (folder / "baselines_test.json").write_text(
-        json.dumps({"majority": {"accuracy": 0.0, "macro_f1": 0.0}, "hog": {"accuracy": 1.0, "macro_f1": 1.0}})
-    )
-    assert plot_run.main([str(folder)]) == 0
-    for name in ("curves.png", "confusion_matrix.png"):
-        with Image.open(folder / name) as picture:
-            assert picture.width > 500
-            assert len(picture.convert("L").getcolors()) > 20
-    assert "The network is NOT better than HOG + logistic regression." in capsys.readouterr().out
-
-
-def test_a_folder_without_a_run_is_named(tmp_path, capsys):
-    assert plot_run.main([str(tmp_path)]) == 2
-    assert "log.txt: no such file" in capsys.readouterr().err
-
+from tools import benchmark, benchmark_measure, plot_benchmark
 
 SMALL = ["--backbone", "pvt_demo", "--size", "64", "--alpha", "4", "--rounds", "1", "--threads", "1"]
 

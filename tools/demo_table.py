@@ -101,7 +101,7 @@ def read_score(name: str, seed: int) -> Score | None:
         return None
     figures = json.loads(found[0].read_text(encoding="utf-8"))
     log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
-    seconds = sum(line["epoch_seconds"] for line in log)
+    seconds = sum(line["train_seconds"] for line in log)
     val = max(line["val_acc1"] for line in log)
     return Score(val, figures["acc1"], 100 * figures["macro"]["f1"], seconds / 60)
 

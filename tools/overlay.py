@@ -74,6 +74,6 @@ def draw_bars(axis: plt.Axes, values: list[tuple[str, float]], label: str) -> No
     axis.set_xlabel(label)
 
 
-def draw_explanation(predictor: Predictor, image: Picture, text: str, output: Path) -> Path:
+def draw_explanation(predictor: Predictor, image: Picture, text: str, output: Path) -> None:
     """Explains an image and writes the figure, in the format of the output's suffix; raises UserError."""
-    return save_figure(explanation_figure(explain(predictor, image, text)), output)
+    save_figure(explanation_figure(explain(predictor, image, text)), [output])

@@ -21,13 +21,14 @@ BINS = 10  # of the reliability diagram
 MANY_CLASSES = 20  # more are not named in a figure
 
 
-def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a figure in the format of the path's suffix, whole or not at all, and closes it."""
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=150)
+def save_figure(figure: Figure, paths: Sequence[Path]) -> Sequence[Path]:
+    """Writes a figure in the formats of the paths' suffixes, each whole or not at all, and closes it."""
+    for path in paths:
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], dpi=150)
+        write_whole(path, content.getvalue())
     plt.close(figure)
-    write_whole(path, content.getvalue())
-    return path
+    return paths
 
 
 def curves(log: Sequence[dict[str, Any]]) -> Figure:
@@ -83,8 +84,7 @@ def class_bars(metrics: dict[str, Any]) -> Figure:
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, list[tuple[float, float, int]]]:
-    """The expected calibration error (Guo et al., ICML 2017), and for each bin with samples their mean confidence,
-    accuracy and number.
+    """The expected calibration error (Guo et al., ICML 2017), and of each bin mean confidence, accuracy and number.
 
     Args:
         confidence: the largest probability of each sample (n,); `correct`: whether it was the true class (n,).

@@ -1,0 +1,103 @@
+"""Pictures of what a network looked at, and of a run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets import read_ser
+from tests.conftest import SMALL
+from tests.test_main import run_here
+from tools.overlay import darkened
+from utils.figures import calibration
+
+TOOL = "tools/visualize.py"
+RUN_FIGURES = ("curves", "confusion_matrix", "classes", "reliability", "mistakes", "feature_map")
+
+
+def assert_drawn(path):
+    """A picture with more than a few shades."""
+    with Image.open(path) as picture:
+        assert picture.width > 500
+        assert len(picture.convert("L").getcolors()) > 20
+
+
+def test_figures_of_a_run(trained, tmp_path, run_script):
+    folder = tmp_path / "run"
+    shutil.copytree(trained["lora"], folder)
+    (folder / "baselines_test.json").write_text(
+        json.dumps({"majority": {"accuracy": 0.0, "macro_f1": 0.0}, "hog": {"accuracy": 1.0, "macro_f1": 1.0}})
+    )
+    finished = run_script(TOOL, folder, "--format", "png", "pdf")
+    assert finished.code == 0, finished.output
+    for name in RUN_FIGURES:
+        assert_drawn(folder / f"{name}.png")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert "The network is NOT better than HOG + logistic regression." in finished.output
+
+
+def test_a_run_whose_images_are_gone_has_the_other_figures(trained, tmp_path, run_script):
+    folder = tmp_path / "run"
+    shutil.copytree(trained["lora_v"], folder)
+    options = json.loads((folder / "options.json").read_text())
+    options["options"]["data_path"] = str(tmp_path / "gone")
+    (folder / "options.json").write_text(json.dumps(options))
+    finished = run_script(TOOL, folder, "--output", tmp_path / "out")
+    assert finished.code == 0, finished.output
+    assert sorted(path.stem for path in (tmp_path / "out").iterdir()) == sorted(RUN_FIGURES[:4])
+    assert "no mistakes: " in finished.output
+    assert "no feature_map: " in finished.output
+
+
+def test_pictures_of_what_was_looked_at(trained, sticker_set, tmp_path, run_script):
+    images = [sample.path for sample in read_ser(sticker_set, "test")[:2]]
+    finished = run_script(
+        TOOL, trained["lora"] / "checkpoint.pth", *images, "--text", "so happy", "--output", tmp_path / "out"
+    )
+    assert finished.code == 0, finished.output
+    for number, path in enumerate(images):
+        assert_drawn(tmp_path / "out" / f"{number:04}_{path.stem}.png")
+
+
+def test_training_draws_curves_and_confusion_matrix_unless_told_not_to(trained, sticker_set, tmp_path):
+    assert not (trained["lora_v"] / "curves.png").exists()
+    arguments = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path, "--epochs", "1", "--figures"]
+    finished = run_here("main_V.py", *arguments)
+    assert finished.code == 0, finished.output
+    assert_drawn(tmp_path / "curves.png")
+    assert_drawn(tmp_path / "confusion_matrix.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["none"], "none: expected images behind a checkpoint, or a run folder"),
+        (["tests"], "tests/log.txt: no such file"),
+        (["tests", "image.png"], "tests: expected no images behind a run folder"),
+        (["none.pth", "image.png"], "none.pth: no such file"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, words, tmp_path, run_script):
+    finished = run_script(TOOL, *arguments, "--output", tmp_path)
+    assert (finished.code, len(finished.output.splitlines())) == (2, 1)
+    assert words in finished.output
+
+
+def test_what_no_head_selected_is_dark():
+    image = Image.new("RGB", (64, 64), (200, 100, 50))
+    picture = np.asarray(darkened(image, torch.tensor([[0.0, 0.5], [1.0, 0.0]])))
+    assert picture.shape == (256, 256, 3)
+    assert picture[10, 10].tolist() == [40, 20, 10]
+    assert picture[10, 200].tolist() == [120, 60, 30]
+    assert picture[200, 10].tolist() == [200, 100, 50]
+
+
+def test_calibration_error_is_the_mean_gap_of_the_bins():
+    confidence = np.array([0.95, 0.95, 0.55, 0.55])
+    correct = np.array([True, True, True, False])
+    error, bins = calibration(confidence, correct)
+    assert error == pytest.approx(0.5 * 0.05 + 0.5 * 0.05)
+    assert [(right, count) for _, right, count in bins] == [(0.5, 2), (1.0, 2)]

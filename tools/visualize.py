@@ -1,0 +1,203 @@
+"""Draws what a network looks at, or the figures of a run folder:
+
+    python tools/visualize.py weights/lora_v_demo.pth sticker.png --output pictures
+    python tools/visualize.py runs/demo/checkpoint_best.pth sticker.png --text "so happy" --format png pdf
+    python tools/visualize.py runs/demo                        # into the folder itself
+
+For an image: the patches that each stage selected (brightness: how many heads took them), the class token's attention,
+the probabilities, and the words' weights. For a run: training curves, confusion matrix, figures by class, reliability
+diagram, a map of the fused features and the most confident mistakes; and the test figures beside the baselines', where
+baselines_test.json is there (tools/baselines.py).
+"""
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
+
+from datasets import read_image
+from errors import UserError
+from explain import explain, keeping
+from predictor import Predictor, load_predictor
+from tools.overlay import explanation_figure
+from utils import figures
+from utils.logging import make_writable_folder
+
+STEMS = [f"checkpoint{model}{which}" for which in ("_best", "") for model in ("", "_v", "_pvt")]
+BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
+MISTAKES = 24
+BATCH = 32  # images that go through the network together for the map
+
+
+class Sample(NamedTuple):
+    """A line of a predictions file: the image's path, the true and the predicted class, the latter's probability."""
+
+    path: Path
+    truth: str
+    guess: str
+    confidence: float
+
+
+class RunFolder(NamedTuple):
+    """What a run left: its log, the test figures and predictions of its best, else its last checkpoint, its options."""
+
+    log: list[dict[str, Any]]
+    metrics: dict[str, Any]
+    samples: list[Sample]
+    options: dict[str, Any]
+    checkpoint: Path
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Reads a run folder; raises UserError where a file is missing or is not what a run writes."""
+    stem = next((stem for stem in STEMS if (folder / f"{stem}_test.json").is_file()), None)
+    if not (folder / "log.txt").is_file():
+        raise UserError(f"{folder / 'log.txt'}: no such file; name the output folder of a training")
+    if stem is None:
+        raise UserError(f"{folder}: lacks {STEMS[0]}_test.json; run the evaluation (--eval) first")
+    try:
+        log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
+        metrics = json.loads((folder / f"{stem}_test.json").read_text(encoding="utf-8"))
+        options = json.loads((folder / "options.json").read_text(encoding="utf-8"))["options"]
+        with (folder / f"{stem}_test.csv").open(newline="", encoding="utf-8") as file:
+            samples = [
+                Sample(
+                    Path(options["data_path"]) / row["image"],
+                    row["label"],
+                    row["prediction"],
+                    float(row[f"p_{row['prediction']}"]),
+                )
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: expected the files that a run writes, found {error!r}; evaluate it anew") from error
+    return RunFolder(log, metrics, samples, options, folder / f"{stem}.pth")
+
+
+def run_figures(run: RunFolder, device: str) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """The names of a run's figures, each with what draws it; those that need the images come last."""
+    confidence = np.array([one.confidence for one in run.samples])
+    correct = np.array([one.truth == one.guess for one in run.samples])
+    yield "curves", lambda: figures.curves(run.log)
+    yield "confusion_matrix", lambda: figures.confusion_matrix(run.metrics)
+    yield "classes", lambda: figures.class_bars(run.metrics)
+    yield "reliability", lambda: figures.reliability(confidence, correct)
+    yield "mistakes", lambda: mistakes(run.samples)
+    yield "feature_map", lambda: feature_map(run, device)
+
+
+def mistakes(samples: Sequence[Sample]) -> Figure:
+    """The most confident mistakes, the worst first."""
+    wrong = sorted((one for one in samples if one.truth != one.guess), key=lambda one: -one.confidence)[:MISTAKES]
+    titles = [f"{one.truth}\nas {one.guess} {100 * one.confidence:.0f} %" for one in wrong]
+    return figures.mistake_sheet([read_image(one.path) for one in wrong], titles)
+
+
+def feature_map(run: RunFolder, device: str) -> Figure:
+    """t-SNE (scikit-learn) of what the head reads of the test images, by their true class; texts are left out."""
+    predictor = load_predictor(run.checkpoint, device=device, bert_model=run.options["bert_model"])
+    features = fused_features(predictor, [one.path for one in run.samples])
+    neighbours = min(30, (len(features) - 1) / 3)
+    points = TSNE(perplexity=neighbours, init="pca", random_state=0).fit_transform(features)
+    labels = [predictor.class_names.index(one.truth) for one in run.samples]
+    title = f"{run.metrics['split']}: fused features, t-SNE" + (", without texts" if predictor.tokenizer else "")
+    return figures.feature_map(points, labels, predictor.class_names, title)
+
+
+@torch.inference_mode()
+def fused_features(predictor: Predictor, paths: Sequence[Path]) -> np.ndarray:
+    """What the head of the network reads of each image, (n, hidden dimension)."""
+    found = []
+    for start in range(0, len(paths), BATCH):
+        seen: dict[str, Any] = {}
+        with keeping(predictor.model.fusion_model, "fused", seen):
+            predictor.logits(*predictor.inputs(paths[start : start + BATCH]))
+        found.append(seen["fused"].float().cpu())
+    return torch.cat(found).numpy()
+
+
+def compare(metrics: dict[str, Any], baselines_file: Path) -> str:
+    """The network's test figures beside the baselines', and whether it is better than they."""
+    ours = (metrics["acc1"] / 100, metrics["macro"]["f1"])
+    rows = {}
+    if baselines_file.is_file():
+        baselines = json.loads(baselines_file.read_text(encoding="utf-8"))
+        for key, name in BASELINES.items():
+            rows[name] = (baselines[key]["accuracy"], baselines[key]["macro_f1"])
+    lines = [f"{'test':<28}{'accuracy %':>12}{'macro F1 %':>12}"]
+    lines += [f"{name:<28}{100 * a:>12.2f}{100 * f1:>12.2f}" for name, (a, f1) in [*rows.items(), ("network", ours)]]
+    better = [name for name, (accuracy, _) in rows.items() if accuracy >= ours[0]]
+    lines += [f"The network is NOT better than {name}." for name in better]
+    return "\n".join(lines)
+
+
+def draw_run(folder: Path, output: Path, formats: Sequence[str], device: str) -> None:
+    """Draws a run folder's figures; one whose images or network are not there is left out, and this is said."""
+    run = read_run(folder)
+    for name, draw in run_figures(run, device):
+        try:
+            save(draw(), output, name, formats)
+        except UserError as error:
+            print(f"visualize.py: no {name}: {error}", file=sys.stderr)
+    print(compare(run.metrics, folder / "baselines_test.json"))
+
+
+def draw_images(options: argparse.Namespace, output: Path) -> None:
+    """Explains images by a checkpoint; raises UserError."""
+    predictor = load_predictor(options.source, device=options.device, bert_model=options.bert_model)
+    for number, path in enumerate(options.images):
+        prefix = f"{number:04}_" if len(options.images) > 1 else ""  # so that equal names do not meet
+        save(explanation_figure(explain(predictor, path, options.text)), output, prefix + path.stem, options.format)
+
+
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> None:
+    """Writes a figure in each of the formats and says where."""
+    print(", ".join(str(path) for path in figures.save_figure(figure, [folder / f"{name}.{one}" for one in formats])))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="a checkpoint, with images behind it, or a run folder alone")
+    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
+    parser.add_argument("--text", default="", help="text of the images, for LORA")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: the run folder, or pictures")
+    parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png"])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder of a text encoder's own vocabulary")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws what the arguments ask for; raises UserError."""
+    options = build_parser().parse_args(arguments)
+    is_run = options.source.is_dir()
+    if is_run == bool(options.images):
+        expected = "no images behind a run folder" if is_run else "images behind a checkpoint, or a run folder"
+        raise UserError(f"{options.source}: expected {expected}")
+    output = options.output or (options.source if is_run else Path("pictures"))
+    make_writable_folder(output)
+    if is_run:
+        draw_run(options.source, output, options.format, options.device)
+    else:
+        draw_images(options, output)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"visualize.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
