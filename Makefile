@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set test test-faults fuzz lint benchmark benchmark-gpu clean
+.PHONY: install demo demo-v demo-set pretraining test test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed
 
@@ -34,6 +34,11 @@ demo-v: demo-set
 	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)-v/checkpoint_v_best.pth --eval
 	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)-v/baselines_test.json
 	$(PYTHON) tools/visualize.py $(DEMO_RUN)-v
+
+pretraining: install
+	$(PYTHON) tools/make_pretraining_set.py
+	$(PYTHON) main_V.py --config configs/pretraining.py --output_dir runs/pretraining --resume auto
+	$(PYTHON) tools/shrink_checkpoint.py runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
 
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile

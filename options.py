@@ -81,6 +81,8 @@ def add_run(parser: Parser) -> None:
         default=True,
         help="draw curves and confusion matrix at the end of a training",
     )
+    group.add_argument("--tensorboard", action="store_true", help="write event files into --output-dir as well")
+    group.add_argument("--wandb", action="store_true", help="tell Weights & Biases as well, if it is installed")
     group.add_argument("--log-every", type=positive_int, default=50, metavar="STEPS", help="steps between two lines")
     group.add_argument(
         "--world-size", type=positive_int, default=1, help="ignored: the launcher's environment tells it"

@@ -1,8 +1,8 @@
 """The training of a run: epochs, evaluations and checkpoints, to the last epoch or to a signal."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from errors import Interrupted, UserError
 from evaluation import measure, noting_skipped, report
 from starting import checkpoint_name
 from training_state import Training, save, start_training, watched_accuracy
+from utils.boards import boards
 from utils.checkpoint import load_state, read_checkpoint
 from utils.distributed import failing_together, gather, largest
 from utils.interruption import StopSignals
@@ -31,6 +32,8 @@ from utils.logging import (
 )
 from utils.profiling import profiling
 from utils.watchdog import Watchdog
+
+SAMPLES_SHOWN = 4  # images of test whose overlays a board gets
 
 
 def train(run: Run) -> None:
@@ -54,6 +57,9 @@ def train(run: Run) -> None:
         )
         trace = options.profile if processes.is_main else None
         profiled = contexts.enter_context(profiling(trace, Path(options.output_dir) / "trace.json"))
+        with failing_together():
+            if processes.is_main:
+                training.boards = contexts.enter_context(boards(options, training.epoch))
         try:
             while training.epoch < options.epochs:
                 train_epoch(run, training, loader, watchdog=watchdog, stop=stop, profiled=profiled)
@@ -186,6 +192,8 @@ def finish_epoch(run: Run, training: Training, entry: dict[str, Any]) -> None:
         if run.processes.is_main:
             folder = Path(options.output_dir)
             write_json_lines(folder / "log.txt", training.history)
+            for board in training.boards:
+                board.numbers(entry)
             for number in range(epoch - options.keep, -1, -1) if options.keep else ():
                 path = folder / checkpoint_name(options, f"_epoch{number:04d}")
                 if not path.exists():
@@ -209,15 +217,39 @@ def finish(run: Run, training: Training, *, watchdog: Watchdog, stop: StopSignal
     evaluation = measure(run, training.measured, "test", watchdog=watchdog, stop=stop)
     report(run, evaluation, "test", path, folder)
     with failing_together():
-        if run.processes.is_main and run.options.figures:
-            draw_figures(training.history, {"split": "test", **evaluation.metrics}, folder)
+        if run.processes.is_main:
+            draw_figures(run, training, {"split": "test", **evaluation.metrics})
     if not chosen:
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
 
 
-def draw_figures(history: list[dict[str, Any]], metrics: dict[str, Any], folder: Path) -> None:
-    """The training curves and the confusion matrix on test, as PNG."""
+def draw_figures(run: Run, training: Training, metrics: dict[str, Any]) -> None:
+    """The training curves and the confusion matrix on test, as PNG; with what the network looked at, for the boards."""
+    if not (run.options.figures or training.boards):
+        return
     from utils import figures  # matplotlib takes a second to import, which a run without figures need not spend
 
-    figures.save_figure(figures.curves(history), [folder / "curves.png"])
-    figures.save_figure(figures.confusion_matrix(metrics), [folder / "confusion_matrix.png"])
+    folder, epoch = Path(run.options.output_dir), training.epoch - 1
+    drawn = {"curves": figures.curves(training.history), "confusion_matrix": figures.confusion_matrix(metrics)}
+    for board in training.boards:
+        for name, figure in [*drawn.items(), *overlays(run, training)]:
+            board.figure(name, figure, epoch)
+    for name, figure in drawn.items():
+        figures.save_figure(figure, [folder / f"{name}.png"] if run.options.figures else [])
+
+
+def overlays(run: Run, training: Training) -> Iterator[tuple[str, Any]]:
+    """What the network looked at in the first images of test that can be read, as figures with names."""
+    if run.options.model == "pvt":
+        return
+    from explain import explain
+    from overlay import explanation_figure
+    from predictor import Predictor
+
+    data = run.data["test"]
+    predictor = Predictor(
+        training.measured, run.options, data.class_names, run.start.get("tokenizer"), run.processes.device
+    )
+    for sample in data.samples[:SAMPLES_SHOWN]:
+        with suppress(UserError):
+            yield f"looked at/{sample.path.name}", explanation_figure(explain(predictor, sample.path, sample.text))

@@ -20,6 +20,7 @@ import datasets
 from build import Run, amp_dtype, build_ema, build_optimizer, build_scheduler
 from engine import LossRecord
 from errors import UserError
+from utils.boards import Board
 from utils.checkpoint import load_state, write_checkpoint
 from utils.distributed import failing_together, gather
 from utils.logging import print0
@@ -37,6 +38,7 @@ class Training:
         ema: moving average of the weights, which is then what is evaluated, or None.
         epoch: the epoch under way, of which `batch` batches are done; `losses`, `seconds` and `skipped` are its own.
         best: accuracy and number of the best epoch so far; history: the log's entries.
+        boards: what is told of them as well, on the first process.
     """
 
     model: nn.Module
@@ -52,6 +54,7 @@ class Training:
     skipped: dict[int, datasets.BadImage] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=lambda: {"acc1": 0.0, "epoch": -1})
     history: list[dict[str, Any]] = field(default_factory=list)
+    boards: list[Board] = field(default_factory=list)
 
     @property
     def measured(self) -> nn.Module:

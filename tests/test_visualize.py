@@ -1,5 +1,6 @@
 """Pictures of what a network looked at, and of a run."""
 
+import importlib.util
 import json
 import shutil
 
@@ -7,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datasets import read_ser
+from overlay import darkened
 from tests.conftest import SMALL
 from tests.test_main import run_here
-from tools.overlay import darkened
 from utils.figures import calibration
 
 TOOL = "tools/visualize.py"
@@ -69,6 +71,31 @@ def test_training_draws_curves_and_confusion_matrix_unless_told_not_to(trained, 
     assert finished.code == 0, finished.output
     assert_drawn(tmp_path / "curves.png")
     assert_drawn(tmp_path / "confusion_matrix.png")
+
+
+def test_tensorboard_has_the_numbers_of_the_log_and_pictures(sticker_set, small_bert, tmp_path):
+    arguments = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path, "--bert-model", small_bert]
+    for epochs in ("1", "2"):  # the second run goes on with the first
+        finished = run_here("main.py", *arguments, "--epochs", epochs, "--tensorboard", "--resume", "auto")
+        assert finished.code == 0, finished.output
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    log = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
+    for name in ("train_loss", "test_acc1", "lr"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(entry["epoch"], pytest.approx(entry[name], rel=1e-5)) for entry in log]
+    pictures = events.Tags()["images"]
+    assert {"confusion_matrix", "curves"} < set(pictures)
+    assert sum(name.startswith("looked at/") for name in pictures) == 4
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_a_board_that_is_not_installed_is_an_error(sticker_set, tmp_path):
+    if importlib.util.find_spec("wandb"):
+        pytest.skip("wandb is installed")
+    finished = run_here("main_V.py", *SMALL, "--data-path", sticker_set, "--output_dir", tmp_path, "--wandb")
+    assert finished.code == 2
+    assert "--wandb: No module named 'wandb'; python -m pip install wandb" in finished.output
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def warn_of_texts(predictor: Predictor, items: Sequence[Item]) -> None:
 
 def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> None:
     """Draws each item into the folder, numbered so that equal names do not meet."""
-    from tools.overlay import draw_explanation  # matplotlib takes a second to import
+    from overlay import draw_explanation  # matplotlib takes a second to import
 
     make_writable_folder(folder)
     for number, item in enumerate(tqdm(items, desc="overlay", disable=None, leave=False)):

@@ -29,8 +29,8 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the p
 from datasets import read_image
 from errors import UserError
 from explain import explain, keeping
+from overlay import explanation_figure
 from predictor import Predictor, load_predictor
-from tools.overlay import explanation_figure
 from utils import figures
 from utils.logging import make_writable_folder
 
