@@ -1,0 +1,49 @@
+"""The weights in the repository: that they load by the flags of the README, and are as good as the table says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import create_model
+from tests.conftest import ROOT
+from tests.test_main import run_here
+from tools import make_demo_set
+from utils.checkpoint import read_checkpoint
+
+BACKBONE = ROOT / "weights" / "pvt_demo.pth"
+DEMO = ROOT / "weights" / "lora_v_demo.pth"
+MAX_BYTES = 8 * 10**6
+
+
+@pytest.fixture(scope="module")
+def demo_set(tmp_path_factory) -> Path:
+    """The demo set as `make demo-v` uses it."""
+    root = tmp_path_factory.mktemp("demo") / "demo"
+    make_demo_set.main(["--output", str(root)])
+    return root
+
+
+@pytest.mark.parametrize("path", [BACKBONE, DEMO])
+def test_is_small_enough_to_ship(path):
+    assert path.stat().st_size <= MAX_BYTES
+    state = read_checkpoint(path, "--visfinetune")["model"]
+    assert {value.dtype for value in state.values()} == {torch.float16}
+
+
+def test_the_backbone_has_the_names_of_a_published_pvt():
+    found = {name: value.shape for name, value in read_checkpoint(BACKBONE, "--visfinetune")["model"].items()}
+    expected = create_model("pvt", backbone="pvt_demo").state_dict()
+    assert found == {name: value.shape for name, value in expected.items() if not name.startswith("head.")}
+
+
+def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
+    table = json.loads((ROOT / "results" / "demo" / "table.json").read_text())
+    expected = table["rows"]["lora_v"]["seeds"]["0"]["test"]
+    arguments = ["--config", "configs/demo.py", "--data-path", demo_set, "--output_dir", tmp_path, "--device", "cpu"]
+    finished = run_here("main_V.py", *arguments, "--resume", DEMO, "--eval", "--num_workers", "0")
+    assert finished.code == 0, finished.output
+    figures = json.loads((tmp_path / "lora_v_demo_test.json").read_text())
+    assert figures["samples"] == 218
+    assert figures["correct"] == round(expected / 100 * 218)
