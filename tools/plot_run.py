@@ -21,9 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from errors import UserError
 
-TEST_FILES = tuple(
-    f"checkpoint{model}{which}_test.json" for which in ("_best", "") for model in ("", "_v", "_pvt")
-)
+TEST_FILES = tuple(f"checkpoint{model}{which}_test.json" for which in ("_best", "") for model in ("", "_v", "_pvt"))
 BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
 
 
