@@ -24,7 +24,7 @@ def predict(model: str, image: str, text: str = "") -> dict[str, float]:
     about = session.get_modelmeta().custom_metadata_map
     inputs = {"images": read_image(image, json.loads(about["transform"]))[None]}  # (1, 3, size, size)
     if "vocabulary" in about:
-        pieces = {piece: number for number, piece in enumerate(about["vocabulary"].splitlines())}
+        pieces = {piece: number for number, piece in enumerate(about["vocabulary"].split("\n"))}
         ids = encode(text, pieces, int(about["max_word_ids"]))
         inputs["word_ids"] = np.array([ids], dtype=np.int64)  # (1, 30), padded with 0
         inputs["word_mask"] = (inputs["word_ids"] != 0).astype(np.int64)

@@ -27,23 +27,26 @@ from utils.messages import printable
 
 
 def find_format(output: Path, asked: str | None) -> str:
-    """The format that the output's suffix and --format agree on; raises UserError."""
+    """The format that the output's suffix or --format names; raises UserError where none does, or they differ."""
     suffix = output.suffix.lower().removeprefix(".")
-    if asked is None and suffix not in export_files.FORMATS:
-        expected = ", ".join(f".{one}" for one in export_files.FORMATS)
-        raise UserError(f"{printable(output)}: expected a name that ends in {expected}: name it so")
-    if asked is not None and suffix != asked:
+    suffix = suffix if suffix in export_files.FORMATS else None
+    if suffix and asked and suffix != asked:
         raise UserError(f"{printable(output)}: does not fit --format {asked}: let its name end in .{asked}")
-    return suffix
+    if not suffix and not asked:
+        endings = ", ".join(f".{one}" for one in export_files.FORMATS)
+        raise UserError(f"{printable(output)}: expected a name that ends in {endings}: name it so, or give --format")
+    return asked or suffix
 
 
-def check_output(output: Path) -> None:
-    """Raises UserError where neither the output nor its card could be written: an export takes minutes."""
+def check_output(output: Path, checkpoint: Path) -> None:
+    """Raises UserError where output or card could not be written, or would replace something: an export takes long."""
     try:
-        if output.is_dir():
-            raise UserError(f"{printable(output)}: expected the name of a file, found a folder")
+        if output.is_dir() or output.suffix == ".md":
+            raise UserError(f"{printable(output)}: expected the name of a file, not .md, found another: rename it")
         if not output.parent.is_dir():
             raise UserError(f"{printable(output)}: its folder is not there: make it")
+        if output.exists() and checkpoint.exists() and output.samefile(checkpoint):
+            raise UserError(f"{printable(output)}: is the checkpoint itself: choose another name")
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise UserError(f"{printable(output)}: cannot be written: {error.strerror}") from error
@@ -58,6 +61,8 @@ def export(predictor: Predictor, format: str, check: Path | None = None) -> tupl
     """
     metadata = export_files.describe(predictor)
     if format == "safetensors":
+        if check is not None:
+            raise UserError("--check is for onnx and pt2: safetensors hold weights alone, which nothing runs")
         return export_files.safetensors_bytes(predictor, metadata), "the weights are the checkpoint's, bit by bit"
     batches = export_check.check_batches(predictor, check)
     program = export_files.trace(predictor)
@@ -84,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="of LORA, LORA-V or pvt")
     parser.add_argument("output", type=Path, help="file to write")
-    parser.add_argument("--format", choices=export_files.FORMATS, help="where the output's suffix is to be confirmed")
+    parser.add_argument("--format", choices=export_files.FORMATS, help="where the output's suffix does not say it")
     parser.add_argument("--check", type=Path, metavar="DIR", help="folder of pictures to compare on (onnx, pt2)")
     parser.add_argument("--bert-model", default="", metavar="DIR", help="folder of a text encoder's own vocabulary")
     return parser
@@ -98,15 +103,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = build_parser().parse_args(arguments)
     format = find_format(options.output, options.format)
-    check_output(options.output)
+    check_output(options.output, Path(options.checkpoint))
     if format == "onnx":
         export_files.check_installed()
     predictor = load_predictor(options.checkpoint, device="cpu", bert_model=options.bert_model)
     content, account = export(predictor, format, options.check)
+    card = model_card.card(predictor, options.checkpoint, options.output.name, format, account)
     write_export(options.output, content)
-    card = options.output.with_suffix(".md")
-    model_card.write_card(card, model_card.card(predictor, Path(options.checkpoint), options.output.name, account))
-    print(f"{printable(options.output)}: {len(content) / 1e6:.1f} MB; {account}; model card: {printable(card)}")
+    model_card.write_card(options.output.with_suffix(".md"), card)
+    place = printable(options.output.with_suffix(".md"))
+    print(f"{printable(options.output)}: {len(content) / 1e6:.1f} MB; {account}; model card: {place}")
 
 
 if __name__ == "__main__":

@@ -63,9 +63,7 @@ class Comparison(NamedTuple):
                 f", and by {self.difference:.1e} for the same patches: {self.other_patches} of {self.patches} selected "
                 f"patches stand in another place, with scores apart by {self.score_gap:.1e} of their value at most"
             )
-        return f"{text}; {self.other_predictions or 'no'} prediction{'s' * (self.other_predictions > 1)} differ" + (
-            "" if self.other_predictions > 1 else "s"
-        )
+        return f"{text}; predictions that differ: {self.other_predictions}"
 
 
 def compare(predictor: Predictor, run: Runner, batches: Sequence[Sequence[Tensor]]) -> Comparison:

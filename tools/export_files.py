@@ -48,7 +48,7 @@ def describe(predictor: Predictor) -> dict[str, str]:
     }
     if predictor.tokenizer is not None:
         pieces = predictor.tokenizer.pieces(range(predictor.tokenizer.vocab_size))
-        metadata["vocabulary"] = "\n".join(pieces) + "\n"  # as vocab.txt: the number of the line is the id
+        metadata["vocabulary"] = "\n".join(pieces)  # as in vocab.txt: the number of the line is the id
         metadata["max_word_ids"] = str(MAX_TEXT_TOKENS)
     return metadata
 

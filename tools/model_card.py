@@ -32,12 +32,12 @@ LOADING = {
 }
 
 
-def card(predictor: Predictor, checkpoint: Path, file: str, checked: str = "") -> str:
+def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = "pth", checked: str = "") -> str:
     """The card of a model.
 
     Args:
         checkpoint: where the model comes from; the figures are those of `<its stem>_test.json` beside it.
-        file: the name of the file that the card goes with.
+        file: the name of the file that the card goes with; `format`: pth for a checkpoint, or what it was exported to.
         checked: how an exported file was compared with PyTorch, and what came out.
     """
     options, name = predictor.options, NAMES[predictor.name]
@@ -53,14 +53,14 @@ def card(predictor: Predictor, checkpoint: Path, file: str, checked: str = "") -
     lines = [
         MARK,
         f"# {name}: {printable(file)}\n",
-        f"Emotion recognition in stickers. Made of `{printable(checkpoint.name)}`.\n",
+        f"Emotion recognition in stickers. Made of `{printable(Path(checkpoint).name)}`.\n",
         f"- Network: {name}, {details}",
         f"- Data set: `--dataset {dataset}`" + (f" ({DATA_SETS[dataset]})" if dataset in DATA_SETS else ""),
         f"- Classes, in the order of the logits: {classes}",
         f"- Protocol: {protocol}",
-        *figures(checkpoint),
+        *figures(Path(checkpoint)),
         *([f"- Export: torch {torch.__version__}; {checked}"] if checked else []),
-        f"\n## Loading\n\n{loading(predictor, file)}",
+        f"\n## Loading\n\n{loading(predictor, file, format)}",
         f"\n## Limits\n\n{limits(predictor)}",
         "\n## Licence\n\nCode: Apache-2.0. The data that the weights were learned from, pretrained parts included, has "
         "licences of its own, which may restrict what the weights are used for.\n",
@@ -84,12 +84,12 @@ def figures(checkpoint: Path) -> list[str]:
         return ["- Test: not evaluated"]
 
 
-def loading(predictor: Predictor, file: str) -> str:
-    """How a file is loaded, by its suffix."""
+def loading(predictor: Predictor, file: str, format: str) -> str:
+    """How a file is loaded, as a block of code."""
     is_lora = predictor.name == "lora"
     values: dict[str, Any] = {"name": file, "texts": ", ['a text']" if is_lora else ""}
     values["inputs"] = "images, word_ids, word_mask" if is_lora else "images"
-    return LOADING[Path(file).suffix.removeprefix(".")].format(**values)
+    return LOADING[format].format(**values)
 
 
 def limits(predictor: Predictor) -> str:
@@ -101,8 +101,8 @@ def limits(predictor: Predictor) -> str:
     )
     if predictor.name != "pvt":
         found += (
-            " Where scores are nearly equal, rounding decides which patches are selected, so that logits differ a little "
-            "between machines."
+            " Where scores are nearly equal, rounding decides which patches are selected, so that logits differ a "
+            "little between machines."
         )
     if predictor.name == "lora":
         found += " Texts are read in lower case and to 30 word pieces."
