@@ -23,24 +23,48 @@ from tools import export, export_check, export_files, model_card
 
 CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
 EXAMPLE = ROOT / "examples" / "run_onnx.py"
-PROGRAMS = {"onnx": export_check.onnx_runner, "pt2": export_check.pt2_runner}
 TEXTS = (
-    "", "Good morning!", "unaffable naïve Ångström", "don't---stop...", "我很高兴 ok", "tabs\tand\u00a0spaces\u200b", "x" * 120,
-    "[CLS] [mask] [MASK]", "ΑΣ ΟΔΟΣ", "word " * 40, "😀 smile", "$5 <b> ^_^", "\u2028line\ufffd",
-)  # fmt: skip
+    "",
+    "Good morning!",
+    "unaffable naïve Ångström",
+    "don't---stop...",
+    "我很高兴 ok",
+    "tabs\tand\u00a0spaces\u200b",
+)
+TEXTS += ("x" * 120, "[CLS] [mask] [MASK]", "ΑΣ ΟΔΟΣ", "word " * 40, "😀 smile", "$5 <b> ^_^", "\u2028line\ufffd")
 
 
 @pytest.fixture(scope="module", params=["lora", "lora_v"])
 def exported(request, trained, tmp_path_factory):
-    """A model, its checkpoint, its traced program, and a folder with `model.onnx`, `.pt2` and `.safetensors`."""
+    """A model, its checkpoint, a folder with `model.onnx`, `.pt2` and `.safetensors`, and what runs the first two."""
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = trained[request.param] / CHECKPOINTS[request.param]
     predictor = load_predictor(checkpoint, device="cpu")
     program = export_files.trace(predictor)
-    with patch.object(export_files, "trace", lambda predictor: program):  # once for all formats: it takes seconds
+    runners = {}
+
+    def keeping(name):  # what the tool itself runs: loading a file takes seconds
+        make = getattr(export_check, name)
+        return patch.object(export_check, name, lambda content: runners.setdefault(name, make(content)))
+
+    with (
+        patch.object(export_files, "trace", lambda predictor: program),
+        keeping("pt2_runner"),
+        keeping("onnx_runner"),
+    ):
         for format in ("pt2", "onnx", "safetensors"):
             export.main([str(checkpoint), str(folder / f"model.{format}")])
-    return SimpleNamespace(predictor=predictor, checkpoint=checkpoint, program=program, folder=folder)
+    return SimpleNamespace(predictor=predictor, checkpoint=checkpoint, folder=folder, runners=runners)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    """A checkpoint of a small backbone as a classifier of two classes."""
+    path = tmp_path_factory.mktemp("pvt") / "pvt.pth"
+    model = create_model("pvt", backbone="pvt_demo", num_classes=2)
+    arguments = {"model": "pvt", "backbone": "pvt_demo", "input_size": 32}
+    torch.save({"model": model.state_dict(), "args": arguments, "class_names": ["a", "b"]}, path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +84,7 @@ def inputs_of(predictor, samples):
 def test_a_program_gives_pytorchs_logits_for_any_batch(exported, sticker_set, format):
     samples = read_ser(sticker_set, "test")
     batches = [inputs_of(exported.predictor, samples[:size]) for size in (1, 2, len(samples))]
-    run = PROGRAMS[format]((exported.folder / f"model.{format}").read_bytes())
+    run = exported.runners[f"{format}_runner"]
     found = export_check.compare(exported.predictor, run, batches)
     assert found.images == 10
     assert found.difference < 1e-4 * found.scale  # for the same patches: of nearly equal ones, rounding chooses
@@ -79,7 +103,7 @@ def test_onnxruntime_runs_the_file_as_it_is(exported, sticker_set):
     assert [(one.name, one.shape) for one in session.get_outputs()] == [("logits", ["batch", 7])]
     feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
     (logits,) = session.run(None, feed)
-    checked, _ = export_check.onnx_runner(content)(inputs)  # with the selected patches as further outputs
+    checked, _ = exported.runners["onnx_runner"](inputs)  # with the selected patches as further outputs
     torch.testing.assert_close(torch.from_numpy(logits), checked, rtol=0, atol=1e-4)
 
 
@@ -134,8 +158,8 @@ def test_the_example_needs_no_torch(exported, sticker_set):
 
 
 @pytest.mark.parametrize(("mode", "size"), [("RGB", (70, 70)), ("RGBA", (131, 64)), ("P", (50, 207)), ("LA", (73, 73))])
-def test_the_example_reads_pictures_as_the_network_does(trained, example, tmp_path, mode, size):
-    predictor = load_predictor(trained["lora_v"] / "checkpoint_v.pth", device="cpu")
+def test_the_example_reads_pictures_as_the_network_does(backbone, example, tmp_path, mode, size):
+    predictor = load_predictor(backbone, device="cpu")
     Image.effect_noise(size, 90).convert("RGBA" if mode == "P" else mode).convert(mode).save(tmp_path / "a.png")
     found = example.read_image(tmp_path / "a.png", json.loads(export_files.describe(predictor)["transform"]))
     torch.testing.assert_close(torch.from_numpy(found.copy()), predictor.tensor(tmp_path / "a.png"), rtol=0, atol=1e-6)
@@ -148,21 +172,8 @@ def test_the_example_reads_texts_as_the_network_does(example):
         assert example.encode(text, vocabulary, 30) == tokenizer.encode(text).ids.tolist(), text
 
 
-def test_a_program_that_computes_something_else_is_not_written(exported, tmp_path):
-    predictor = load_predictor(exported.checkpoint, device="cpu")
-    with torch.no_grad():
-        predictor.model.head.bias += 0.01
-    with (
-        patch.object(export_files, "trace", lambda predictor: exported.program),
-        patch.object(export, "load_predictor", lambda *paths, **settings: predictor),
-        pytest.raises(UserError, match="computes something else"),
-    ):
-        export.main([str(exported.checkpoint), str(tmp_path / "model.pt2")])
-    assert not list(tmp_path.iterdir())
-
-
 def test_other_patches_are_told_from_nearly_equal_ones(exported, sticker_set):
-    run = export_check.pt2_runner((exported.folder / "model.pt2").read_bytes())
+    run = exported.runners["pt2_runner"]
     inputs = inputs_of(exported.predictor, read_ser(sticker_set, "test")[:2])
     selected = [stage.flip(-1) for stage in run(inputs)[1]]  # the worst of them first
     logits, _, _ = export_check.logits_for(exported.predictor, inputs, selected)
@@ -172,15 +183,20 @@ def test_other_patches_are_told_from_nearly_equal_ones(exported, sticker_set):
     assert not found.is_good
 
 
-def test_the_backbone_as_a_classifier_is_exported(tmp_path, sticker_set):
-    model = create_model("pvt", backbone="pvt_demo", num_classes=2)
-    arguments = {"model": "pvt", "backbone": "pvt_demo", "input_size": 32}
-    torch.save({"model": model.state_dict(), "args": arguments, "class_names": ["a", "b"]}, tmp_path / "pvt.pth")
+def test_the_backbone_as_a_classifier_is_exported_if_it_computes_the_same(backbone, sticker_set, tmp_path):
     output = tmp_path / "pvt.pt2"
-    export.main([str(tmp_path / "pvt.pth"), str(output), "--format", "pt2", "--check", str(sticker_set)])
-    logits, selected = export_check.pt2_runner(output.read_bytes())([torch.zeros(3, 3, 32, 32)])
-    assert (logits.shape, selected) == ((3, 2), [])
-    assert "on 16 images" in output.with_suffix(".md").read_text()
+    predictor = load_predictor(backbone, device="cpu")
+    program = export_files.trace(predictor)
+    with patch.object(export_files, "trace", lambda predictor: program):
+        export.main([str(backbone), str(output), "--format", "pt2", "--check", str(sticker_set)])
+        logits, selected = export_check.pt2_runner(output.read_bytes())([torch.zeros(3, 3, 32, 32)])
+        assert (logits.shape, selected) == ((3, 2), [])
+        assert "on 16 images" in output.with_suffix(".md").read_text()
+        with torch.no_grad():
+            predictor.model.head.bias += 0.01  # the program shares it
+        with pytest.raises(UserError, match="computes something else"):
+            export.main([str(backbone), str(tmp_path / "other.pt2")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pvt.md", "pvt.pt2"]
 
 
 @pytest.mark.parametrize(
@@ -195,12 +211,12 @@ def test_the_backbone_as_a_classifier_is_exported(tmp_path, sticker_set):
         ("model.safetensors", ["--check", "gone"], "hold weights alone"),
     ],
 )
-def test_an_output_that_does_not_do_is_refused(trained, tmp_path, output, arguments, message):
+def test_an_output_that_does_not_do_is_refused(backbone, tmp_path, output, arguments, message):
     (tmp_path / "folder.pt2").mkdir()
     (tmp_path / "notes.md").write_text("my notes")
     before = sorted(tmp_path.iterdir())
     with pytest.raises(UserError, match=message):
-        export.main([str(trained["lora_v"] / "checkpoint_v.pth"), str(tmp_path / output), *arguments])
+        export.main([str(backbone), str(tmp_path / output), *arguments])
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "notes.md").read_text() == "my notes"
 
@@ -211,10 +227,10 @@ def test_a_folder_that_cannot_be_written_is_said_first(tmp_path):
         export.main(["never read", str(tmp_path / "model.pt2")])
 
 
-def test_a_full_disk_leaves_nothing(trained, tmp_path):
+def test_a_full_disk_leaves_nothing(backbone, tmp_path):
     full = OSError(28, "No space left on device")
     with patch("os.fsync", side_effect=full), pytest.raises(UserError, match="model.safetensors: .*No space left"):
-        export.main([str(trained["lora_v"] / "checkpoint_v.pth"), str(tmp_path / "model.safetensors")])
+        export.main([str(backbone), str(tmp_path / "model.safetensors")])
     assert not list(tmp_path.iterdir())
 
 
@@ -228,15 +244,16 @@ def test_missing_packages_are_said_with_what_installs_them(tmp_path):
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path, run_script):
     (tmp_path / "text.pth").write_text("no checkpoint")
-    for name, words in (("text.pth", "expected a PyTorch or safetensors file"), ("no.pth", "no such file")):
-        finished = run_script("tools/export.py", tmp_path / name, tmp_path / "model.safetensors")
-        assert (finished.code, len(finished.output.splitlines())) == (2, 1)
-        assert words in finished.output
+    finished = run_script("tools/export.py", tmp_path / "text.pth", tmp_path / "model.safetensors")
+    assert (finished.code, len(finished.output.splitlines())) == (2, 1)
+    assert "expected a PyTorch or safetensors file" in finished.output
+    with pytest.raises(UserError, match="no such file"):
+        export.main([str(tmp_path / "no.pth"), str(tmp_path / "model.safetensors")])
     assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
 
 
-def test_a_checkpoint_is_not_replaced_by_its_export(trained, tmp_path):
-    shutil.copy(trained["lora_v"] / "checkpoint_v.pth", tmp_path / "model")
+def test_a_checkpoint_is_not_replaced_by_its_export(backbone, tmp_path):
+    shutil.copy(backbone, tmp_path / "model")
     with pytest.raises(UserError, match="is the checkpoint itself"):
         export.main([str(tmp_path / "model"), str(tmp_path / "model"), "--format", "pt2"])
 
