@@ -1,5 +1,6 @@
 """Exported models: the same figures as PyTorch's, in files that say all that is needed to use them."""
 
+import gc
 import importlib.util
 import json
 import shutil
@@ -47,13 +48,17 @@ def exported(request, trained, tmp_path_factory):
         make = getattr(export_check, name)
         return patch.object(export_check, name, lambda content: runners.setdefault(name, make(content)))
 
-    with (
-        patch.object(export_files, "trace", lambda predictor: program),
-        keeping("pt2_runner"),
-        keeping("onnx_runner"),
-    ):
-        for format in ("pt2", "onnx", "safetensors"):
-            export.main([str(checkpoint), str(folder / f"model.{format}")])
+    gc.disable()  # the exporters make millions of small objects, and collecting takes a good part of their time
+    try:
+        with (
+            patch.object(export_files, "trace", lambda predictor: program),
+            keeping("pt2_runner"),
+            keeping("onnx_runner"),
+        ):
+            for format in ("pt2", "onnx", "safetensors"):
+                export.main([str(checkpoint), str(folder / f"model.{format}")])
+    finally:
+        gc.enable()
     return SimpleNamespace(predictor=predictor, checkpoint=checkpoint, folder=folder, runners=runners)
 
 
