@@ -66,7 +66,7 @@ def select_patches(scores: Tensor, count: int) -> Tensor:
 def gather_patches(patches: Tensor, selected: Tensor) -> Tensor:
     """Patches (B, N - 1, C) at indices (B, heads, k), one head after the other: (B, heads * k, C)."""
     indices = selected.flatten(1).unsqueeze(2)  # (B, heads * k, 1)
-    return torch.take_along_dim(patches, indices, dim=1)
+    return patches.gather(1, indices.expand(-1, -1, patches.shape[2]))  # take_along_dim would fix an export's batch
 
 
 def class_row(attention: AttentionMap) -> Tensor:
@@ -95,7 +95,9 @@ def times_map(vector: Tensor, attention: AttentionMap) -> Tensor:
 
 
 def row_blocks(attention: AttentionMap) -> Iterator[tuple[slice, Tensor]]:
-    """The map in blocks of rows of a size that suits the device."""
+    """The map in blocks of rows of a size that suits the device; whole in an exported graph, which fits any batch."""
+    if torch.compiler.is_exporting():  # a number of blocks that follows the batch would fix its size
+        return attention.row_blocks(attention.queries.shape[1])
     device = "compiled" if torch.compiler.is_compiling() else attention.queries.device.type
     elements = BLOCK_ELEMENTS.get(device, BLOCK_ELEMENTS_ELSEWHERE)
     elements_a_row = attention.queries.shape[0] * attention.keys.shape[1]
