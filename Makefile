@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set test test-faults fuzz lint benchmark benchmark-gpu clean
+.PHONY: install demo demo-v demo-set app test test-app test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed
 
@@ -35,11 +35,25 @@ demo-v: demo-set
 	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)-v/baselines_test.json
 	$(PYTHON) tools/plot_run.py $(DEMO_RUN)-v
 
+app: $(VENV)/installed-app
+	$(PYTHON) tools/app.py $(CHECKPOINT)
+
+$(VENV)/installed-app: $(VENV)/installed requirements-app.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-app.txt
+	@touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed-app requirements-browser.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-faults: install
 	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py
+
+test-app: $(VENV)/installed-browser
+	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
 	for reader in annotations images config checkpoints; do $(PYTHON) tools/fuzz.py $$reader --count 20000 || exit 1; done
