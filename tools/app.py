@@ -62,6 +62,10 @@ THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monos
 # Explaining leaves hooks in the network while it runs, so one call at a time, from whichever tab.
 NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
 
+# Gradio's own would open an upload and convert it its way, or fail with a traceback, before `read_image` sees it.
+# Set on the class, since Gradio makes components anew when an example is chosen.
+gr.Image.preprocess = lambda self, upload: upload and upload.path
+
 View = tuple[str, Image.Image]
 Example = tuple[str, str]  # path and text
 
@@ -86,8 +90,6 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
     with gr.Row():
         with gr.Column():
             sticker = gr.Image(label="Sticker", type="filepath", sources=["upload", "clipboard"], height=320)
-            # Gradio would open the file itself, and fail with a traceback at one that it cannot read.
-            sticker.preprocess = lambda upload: upload and upload.path
             text = gr.Textbox(label="Text of the sticker", visible=reads_text, max_length=MAX_TEXT)
             button = gr.Button("Predict", variant="primary")
             if examples:
@@ -99,7 +101,13 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
         with gr.Column():
             label = gr.Label(label="Emotion", num_top_classes=len(predictor.class_names))
             slider = gr.Slider(0, 1, value=0, step=1, label="Stage", info="0 is the sticker as the network saw it")
-            overlay = gr.Image(label="What was looked at", interactive=False, format="png", height=320)
+            overlay = gr.Image(
+                label="What was looked at",
+                interactive=False,
+                format="png",
+                height=320,
+                buttons=["download", "fullscreen"],
+            )
     gr.on(
         [sticker.change, button.click, text.submit],
         partial(judge, predictor),
