@@ -25,7 +25,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/app.py` finds the project's modules
+# Gradio reads these while it is imported, and makes folders in the second.
+UPLOADS = tempfile.TemporaryDirectory(prefix="sticker-app-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no report, no question for the newest version
+os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 
 try:
     import gradio as gr
@@ -182,7 +185,7 @@ def judge_files(
     if not found:
         return None, None
     content = as_csv(found, predictor.class_names)
-    file = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "predictions.csv"
+    file = Path(tempfile.mkdtemp(dir=UPLOADS.name)) / "predictions.csv"
     file.write_text(content, encoding="utf-8")
     return as_dataframe(content), str(file)
 
@@ -264,8 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.examples and not options.examples.is_dir():
         raise UserError(f"--examples {printable(options.examples)}: no such folder")
     check_port(options.port)
-    with ending_on_signals(), tempfile.TemporaryDirectory(prefix="sticker-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads, and all else that Gradio writes
+    with ending_on_signals(), UPLOADS:  # removed at the end
         predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
         if predictor.name == "pvt":
             raise UserError(f"{printable(options.checkpoint)}: a plain PVT: expected a checkpoint of lora or lora_v")
