@@ -60,7 +60,7 @@ KEPT = 3600  # seconds that uploads and a page's pictures stay
 MAX_PAGES = 20  # open pages whose pictures are kept
 BATCH_SIZE = 16
 SHOWN_ERRORS = 5
-# Names of fonts that the system has. Gradio's own themes ask Google for theirs.
+# Fonts that the system has; a theme may name Google's, which the page would then ask for.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 # Explaining leaves hooks in the network while it runs, so one call at a time, from whichever tab.
 NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
