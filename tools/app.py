@@ -99,11 +99,13 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
                 gr.Examples(
                     [list(example) if reads_text else [example[0]] for example in examples],
                     [sticker, text] if reads_text else [sticker],
-                    label="Examples from the demo set",
+                    label="Examples",
                 )
         with gr.Column():
             label = gr.Label(label="Emotion", num_top_classes=len(predictor.class_names))
-            slider = gr.Slider(0, 1, value=0, step=1, label="Stage", info="0 is the sticker as the network saw it")
+            slider = gr.Slider(
+                0, 1, value=0, step=1, label="Stage", info="0: the sticker as the network saw it; last: attention"
+            )
             overlay = gr.Image(
                 label="What was looked at",
                 interactive=False,
