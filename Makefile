@@ -7,7 +7,8 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set pretraining test test-faults fuzz lint benchmark benchmark-gpu clean
+
+.PHONY: install demo demo-v demo-set pretraining app test test-app test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed
 
@@ -40,11 +41,25 @@ pretraining: install
 	$(PYTHON) main_V.py --config configs/pretraining.py --output_dir runs/pretraining --resume auto
 	$(PYTHON) tools/shrink_checkpoint.py runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
 
+app: $(VENV)/installed-app
+	$(PYTHON) tools/app.py $(CHECKPOINT)
+
+$(VENV)/installed-app: $(VENV)/installed requirements-app.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-app.txt
+	@touch $@
+
+$(VENV)/installed-browser: $(VENV)/installed-app requirements-browser.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	@touch $@
+
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile
 
 test-faults: install
 	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py
+
+test-app: $(VENV)/installed-browser
+	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
 	for reader in annotations images config checkpoints; do $(PYTHON) tools/fuzz.py $$reader --count 20000 || exit 1; done

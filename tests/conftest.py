@@ -40,13 +40,15 @@ BERT = {
 
 def pytest_addoption(parser):
     parser.addoption("--faults", action="store_true", help="kill runs at many more places, and in more ways")
+    parser.addoption("--browser", action="store_true", help="drive the page of tools/app.py in Chromium")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the tests marked `faults` to `make test-faults`."""
-    if not config.getoption("--faults"):
-        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("faults")])
-        items[:] = [item for item in items if not item.get_closest_marker("faults")]
+    """Leaves the tests marked `faults` to `make test-faults`, those marked `browser` to `make test-app`."""
+    for marker in ("faults", "browser"):
+        if not config.getoption(f"--{marker}"):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
 
 
 class Finished(NamedTuple):
