@@ -7,7 +7,6 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-
 .PHONY: install demo demo-v demo-set pretraining app test test-app test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed

@@ -202,9 +202,7 @@ def as_dataframe(content: str) -> Any:
 def find_examples(folder: Path) -> list[Example]:
     """Stickers to try: of SER30K's layout one of each class of the test split, otherwise the folder's first files."""
     if not (folder.parent / "Annotations").is_dir():
-        files = (
-            path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
-        )
+        files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXAMPLE_SUFFIXES)
         return [(str(path), "") for path in islice(files, EXAMPLES)]
     of_class: dict[int, Example] = {}
     for sample in read_ser(folder.parent, "test"):
