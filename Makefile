@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set pretraining app test test-app test-faults fuzz lint benchmark benchmark-gpu clean
+.PHONY: install demo demo-v demo-set pretraining app docs-pictures test test-app test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed
 
@@ -50,6 +50,10 @@ $(VENV)/installed-app: $(VENV)/installed requirements-app.txt
 $(VENV)/installed-browser: $(VENV)/installed-app requirements-browser.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	@touch $@
+
+docs-pictures: demo-v
+	$(PYTHON) tools/visualize.py weights/lora_v_demo.pth data/demo/Images/twemoji/1F61A.png --output docs/pictures
+	$(PYTHON) tools/visualize.py runs/demo-v --output docs/pictures
 
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile

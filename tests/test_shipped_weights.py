@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets import read_ser
 from models import create_model
+from predictor import load_predictor
 from tests.conftest import ROOT
 from tests.test_main import run_here
-from tools import make_demo_set
+from tools import export, export_check, make_demo_set
 from utils.checkpoint import read_checkpoint
 
 BACKBONE = ROOT / "weights" / "pvt_demo.pth"
@@ -47,3 +49,15 @@ def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
     figures = json.loads((tmp_path / "lora_v_demo_test.json").read_text())
     assert figures["samples"] == 218
     assert figures["correct"] == round(expected / 100 * 218)
+
+
+def test_as_onnx_the_demo_predicts_the_same_on_all_of_test(demo_set, tmp_path):
+    predictor = load_predictor(DEMO, device="cpu")
+    content, _ = export.export(predictor, "onnx")
+    run = export_check.onnx_runner(content)
+    images = torch.stack([predictor.tensor(sample.path) for sample in read_ser(demo_set, "test")])
+    for batch in images.split(32):
+        found, _ = run([batch])
+        expected = predictor.logits(batch)
+        assert torch.equal(found.argmax(dim=1), expected.argmax(dim=1))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())

@@ -46,11 +46,11 @@ def locals_row(local: str) -> Row:
 SCRATCH = ("--visfinetune", "")
 ROWS = {
     "lora_v": Row("LORA-V", "main_V.py"),
+    "scratch": Row("LORA-V, backbone not pretrained", "main_V.py", flags=SCRATCH),
     "lora": Row("LORA", "main.py"),
     "lora_v_concept": Row("LORA-V", "main_V.py", "concept"),
+    "scratch_concept": Row("LORA-V, backbone not pretrained", "main_V.py", "concept", SCRATCH),
     "lora_concept": Row("LORA", "main.py", "concept"),
-    "scratch": Row("LORA-V, backbone from nothing", "main_V.py", flags=SCRATCH),
-    "scratch_concept": Row("LORA-V, backbone from nothing", "main_V.py", "concept", SCRATCH),
     "locals_0000": locals_row("0000"),
     "locals_0010": locals_row("0010"),
     "locals_0110": locals_row("0110"),
