@@ -1,6 +1,6 @@
 """LORA (main.py) and LORA-V (main_V.py) on the demo sticker set, small enough for two processor cores.
 
-    make demo      LORA, 5 to 6 minutes of training
+    make demo      LORA, 6 minutes of training, val 90 %, test 84 % (one seed)
     make demo-v    LORA-V, 4 minutes of training with one thread, val 89 %, test 84 % (three seeds)
 
 AMD EPYC, 2026-11-24. The backbone starts from weights/pvt_demo.pth, pretrained on drawn emoji (configs/pretraining.py).
