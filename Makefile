@@ -56,7 +56,7 @@ docs-pictures: demo-v
 	$(PYTHON) tools/visualize.py runs/demo-v --output docs/pictures
 
 test: install lint
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: install
 	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py

@@ -80,6 +80,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError("--start-epoch goes with a fresh run: --resume auto knows the epoch itself")
     if not options.eval and not options.output_dir:
         raise UserError("--output-dir is missing: name the folder for checkpoints and log")
+    if options.scale[0] > options.scale[1]:
+        raise UserError(
+            f"--scale {options.scale[0]:g} {options.scale[1]:g}: expected the least crop before the largest"
+        )
     if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
 

@@ -1,8 +1,9 @@
 """The demo's backbone, pretrained as a plain classifier of drawn emoji (tools/make_pretraining_set.py).
 
-    make pretraining      about 20 minutes with one thread of an AMD EPYC; val 58 %, test 60 % of 100 subgroups
+    make pretraining      28 minutes; val 58 %, test 60 % of 100 subgroups
 
-2026-11-24, seed 0, with other work on the machine. What the demo gains by it: results/demo/table.md.
+AMD EPYC with other work on it, 2026-11-24; seed 0. How it was run: weights/README.md. What the demo gains by it:
+results/demo/table.md.
 """
 
 cfg = dict(

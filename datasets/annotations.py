@@ -128,7 +128,7 @@ def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
     """The names of a data set's labels, in their order; those of `folder` are the names of train's folders, sorted.
 
     Raises:
-        UserError: `folder` without train, or without a folder in it.
+        UserError: `folder` without train, without a folder in it, or with names that differ in case alone.
     """
     if dataset != "folder":
         return CLASS_NAMES[dataset]
@@ -136,6 +136,8 @@ def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
     names = tuple(_listing(folder, folders=True))
     if not names:
         raise mistake(folder, "a folder for each class", "no folder", GIVE_ROOT)
+    if len({name.casefold() for name in names}) < len(names):
+        raise mistake(folder, "class folders that differ in more than case", shown(names), "put them together")
     return names
 
 

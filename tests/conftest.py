@@ -18,6 +18,7 @@ from models import create_model
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share two cores: more threads than cores wait for one another
     torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
+LONG_FILES = ("test_main", "test_export", "test_resume", "test_tools", "test_visualize", "test_predictor")
 SMALL = (
     "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 --num_workers 0 "
     "--unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug --no-figures"
@@ -44,7 +45,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the tests marked `faults` to `make test-faults`, those marked `browser` to `make test-app`."""
+    """Leaves the tests marked `faults` to `make test-faults`, those marked `browser` to `make test-app`.
+
+    Files that take long come first, so that two workers end together.
+    """
+    items.sort(key=lambda item: item.path.stem not in LONG_FILES)
     for marker in ("faults", "browser"):
         if not config.getoption(f"--{marker}"):
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])

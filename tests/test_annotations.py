@@ -281,6 +281,13 @@ def test_folder_without_a_class_is_refused(tmp_path):
         class_names("folder", tmp_path)
 
 
+def test_folder_refuses_classes_that_differ_in_case_alone(class_folders):
+    add_image(class_folders / "train" / "dog" / "3.png")
+    if len(list((class_folders / "train").iterdir())) == 3:  # not on a file system that takes them for one folder
+        with pytest.raises(UserError, match="class folders that differ in more than case"):
+            class_names("folder", class_folders)
+
+
 def test_fi_prefers_its_list(fi):
     write_json(fi / "train.json", [["Fear/fear.jpg", 6], ["Awe/awe.jpg", 2]])
     assert read_fi(fi, "train") == [Sample(fi / "train/Fear/fear.jpg", 6, ""), Sample(fi / "train/Awe/awe.jpg", 2, "")]

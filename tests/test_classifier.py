@@ -67,6 +67,24 @@ def test_learns_the_folders_of_a_data_set(pretrained):
     assert list(results["per_class"]) == ["blue", "red"]
 
 
+def test_its_data_set_is_checked_by_the_tool(pictures, tmp_path, run_script):
+    report = tmp_path / "report.json"
+    finished = run_script("tools/check_dataset.py", pictures, "--dataset", "folder", "--json", report)
+    assert finished.code == 0, finished.output
+    assert json.loads(report.read_text())["class_counts"] == {
+        "train": {"blue": 6, "red": 6},
+        "val": {"blue": 2, "red": 2},
+        "test": {"blue": 2, "red": 2},
+    }
+
+
+def test_crops_from_the_largest_to_the_least_are_refused(pictures, tmp_path):
+    arguments = [*SMALL, "--model", "pvt", "--dataset", "folder", "--data-path", pictures, "--output_dir", tmp_path]
+    finished = run_here("main_V.py", *arguments, "--scale", "1", "0.5")
+    assert (finished.code, len(finished.output.splitlines())) == (2, 1)
+    assert "--scale 1 0.5: expected the least crop before the largest" in finished.output
+
+
 def test_its_checkpoint_is_evaluated_by_the_same_command(pretrained, pictures):
     arguments = [*SMALL, "--model", "pvt", "--dataset", "folder", "--data-path", pictures, "--eval"]
     finished = run_here("main_V.py", *arguments, "--resume", pretrained / "checkpoint_pvt_best.pth")

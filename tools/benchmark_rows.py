@@ -40,26 +40,6 @@ class Setting:
         return {"locals": self.locals, "alpha": self.alpha, "backbone": self.backbone, "num_classes": NUM_CLASSES}
 
 
-class BackboneOnly(nn.Module):
-    """PVT as a plain classifier, the limit: no re-attention, no local tokens, no fusion; a class token to the head."""
-
-    def __init__(self, setting: Setting):
-        super().__init__()
-        network = setting.network | {"locals": (0, 0, 0, 0)}
-        self.vision_model = create_model("lora_v", **network).vision_model
-        self.head = nn.Linear(self.vision_model.norm.normalized_shape[0], NUM_CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, classes)."""
-        vision, x = self.vision_model, images
-        for stage in range(4):
-            x, grid = vision.embed(x, stage)
-            x, _ = vision.forward_blocks(x, grid, stage)
-            if stage < 3:
-                x = x.transpose(1, 2).unflatten(2, grid)
-        return self.head(vision.norm(x[:, 0]))
-
-
 class Textbook(nn.Module):
     """Re-attention and fusion as the paper writes them: the tests' oracle on the network's own parameters."""
 
@@ -107,7 +87,7 @@ def build_network(row: str, setting: Setting) -> nn.Module:
     if name == "textbook":
         return Textbook(setting)
     if name == "backbone":
-        return BackboneOnly(setting)
+        return create_model("pvt", **setting.network)  # the limit: no re-attention, no local tokens, no fusion
     if name in ("ours", "lora_v"):
         return create_model(setting.model if name == "ours" else "lora_v", **setting.network)
     return timm.create_model(name, num_classes=NUM_CLASSES)

@@ -25,7 +25,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
 
-from datasets.annotations import CLASS_NAMES, SPLITS, Sample
+from datasets.annotations import CLASS_NAMES, SPLITS, Sample, class_names
 from datasets.dataset import READERS
 from datasets.files import mistake, open_regular, printable, reason
 from datasets.images import EXPECTED, REMEDY, read_image
@@ -106,8 +106,9 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
     report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed}
-    report["class_counts"] = {split: count_classes(name, samples) for split, samples in splits.items()}
-    if CLASS_NAMES[name] == CLASS_NAMES["SER"]:
+    names = class_names(name, root)
+    report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
+    if names == CLASS_NAMES["SER"]:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
     wrong = sum(len(found) for kind, found in findings.items() if kind not in NOTES)
     refuted = report.get("label_order", {}).get("verdict") == "refuted"
@@ -204,10 +205,10 @@ def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked]
             findings[kind].append({"sha256": sha256, "images": images, "text": text})
 
 
-def count_classes(name: str, samples: Iterable[Sample]) -> dict[str, int]:
+def count_classes(names: Sequence[str], samples: Iterable[Sample]) -> dict[str, int]:
     """How many samples each class has, in label order."""
     counts = Counter(sample.label for sample in samples)
-    return {class_name: counts[label] for label, class_name in enumerate(CLASS_NAMES[name])}
+    return {class_name: counts[label] for label, class_name in enumerate(names)}
 
 
 def check_label_order(counts: Sequence[int]) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def spread(values: Sequence[float]) -> str:
 
 def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
     """The table as Markdown, a part for each split."""
-    lines = [f"`{facts['command']}`, {facts['machine']}, {facts['date']}; top-1 and macro F1 in percent."]
+    lines = [
+        f"`{facts['command']}`, {facts['machine']}, threads a run: {facts['threads']}, {facts['date']}; top-1 and macro F1 in percent."
+    ]
     for split in OUTPUTS:
         found = baselines(split)
         lines += ["", f"Split by {split}, {found['samples']['test']} images in test:", ""]
@@ -139,10 +141,10 @@ def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_table(seeds: Sequence[int]) -> None:
-    """Writes the figures of all finished runs."""
+def write_table(seeds: Sequence[int], threads: int) -> None:
+    """Writes the figures of all finished runs; `threads` is how many each run has."""
     scores = {name: {seed: score for seed in seeds if (score := read_score(name, seed))} for name in ROWS}
-    facts = {"command": "python tools/demo_table.py", **machine("cpu")}
+    facts = {"command": "python tools/demo_table.py", **machine("cpu"), "threads": threads}
     OUTPUT.mkdir(parents=True, exist_ok=True)
     rows = {
         name: {
@@ -177,8 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for one in as_completed(running):
             one.result()
             print(*running[one], read_score(*running[one]), flush=True)
-            write_table(options.seeds)
-    write_table(options.seeds)
+            write_table(options.seeds, threads)
+    write_table(options.seeds, threads)
     print((OUTPUT / "table.md").read_text(encoding="utf-8"))
 
 

@@ -269,11 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     emoji = read_labels(LABELS)
     request = make_request("demo", RECIPE, {"split": options.split, "seed": options.seed, "size": options.size})
     made_set = MadeSet(options.output, "demo", CONTENT, "Images/*/*.png")
-    existing = made_set.read_record()
-    if existing and not options.force and made_set.is_current(existing, request):
-        print(f"{options.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
+    record = made_set.ensure(request, lambda folder: make_set(folder, emoji, request), force=options.force)
+    if record is None:
         return
-    record = made_set.build(lambda folder: make_set(folder, emoji, request), replaces=existing is not None)
     print(report(options.output, record, time.perf_counter() - start))
 
 

@@ -154,11 +154,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("seed", "size")})
     made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png")
-    existing = made_set.read_record()
-    if existing and not options.force and made_set.is_current(existing, request):
-        print(f"{options.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
+    record = made_set.ensure(request, lambda folder: make_set(folder, request), force=options.force)
+    if record is None:
         return
-    record = made_set.build(lambda folder: make_set(folder, request), replaces=existing is not None)
     counts = ", ".join(f"{split} {count}" for split, count in record["by_split"].items())
     seconds = time.perf_counter() - start
     print(f"{options.output}: {record['images']} pictures of {record['classes']} classes in {seconds:.0f} s ({counts})")

@@ -1,11 +1,21 @@
-"""A page of Markdown that goes with a model: what it is, what it was trained on, how good it is, how to load it."""
+"""A page of Markdown that goes with a model: what it is, what it was trained on, how good it is, how to load it.
 
+    python tools/model_card.py runs/demo/checkpoint_best.pth      # writes checkpoint_best.md beside it
+
+An export has its card from tools/export.py.
+"""
+
+import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/model_card.py` finds the project's modules
 
 from errors import UserError
 from predictor import Predictor, load_predictor
@@ -13,7 +23,7 @@ from utils.checkpoint import read_checkpoint
 from utils.logging import write_whole
 from utils.messages import printable
 
-MARK = "<!-- model card, written by tools/export.py: it is replaced by the next export -->"
+MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
 NAMES = {"lora": "LORA", "lora_v": "LORA-V", "pvt": "PVT"}
 DATA_SETS = {"SER": "SER30K's layout", "SER_V": "SER30K's layout", "folder": "class folders"}
 PROTOCOLS = {
@@ -135,3 +145,13 @@ def write_card_beside(checkpoint: str | Path) -> Path:
     path = checkpoint.with_suffix(".md")
     write_card(path, card(predictor, checkpoint, checkpoint.name))
     return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", help="of LORA, LORA-V or pvt")
+    try:
+        print(write_card_beside(parser.parse_args().checkpoint))
+    except UserError as error:
+        print(f"model_card.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -31,6 +31,22 @@ class MadeSet:
         """The tool, as the record names it."""
         return f"tools/make_{self.kind}_set.py"
 
+    def ensure(self, request: dict[str, Any], make: Callable[[Path], dict[str, Any]], *, force: bool) -> dict | None:
+        """Makes the set unless it is there already, which is said; returns the record of a set that was made.
+
+        Args:
+            request: all that decides what the set looks like.
+            make: see `build`; force: make it anew where one is there.
+
+        Raises:
+            UserError: something else is there, or the folder cannot be written.
+        """
+        existing = self.read_record()
+        if existing and not force and self.is_current(existing, request):
+            print(f"{self.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
+            return None
+        return self.build(make, replaces=existing is not None)
+
     def read_record(self) -> dict[str, Any] | None:
         """The record of the set that is there, None where nothing is, or an empty folder.
 
