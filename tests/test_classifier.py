@@ -17,13 +17,13 @@ from utils.checkpoint import read_checkpoint
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """Class folders with squares of two colours."""
+    """Class folders with squares of two colours, no picture twice."""
     root = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+    for shade, (split, count) in enumerate((("train", 12), ("val", 4), ("test", 4))):
         for number in range(count):
             name = ("blue", "red")[number % 2]
             pixels = np.zeros((70, 70, 3), np.uint8)
-            pixels[10 + number : 50, 10:50, {"red": 0, "blue": 2}[name]] = 200
+            pixels[10 + number : 50, 10:50, {"red": 0, "blue": 2}[name]] = 200 + shade
             (root / split / name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(root / split / name / f"{number}.png")
     return root

@@ -93,7 +93,9 @@ def test_loader_worker_that_dies_is_named(sticker_set, tmp_path):
     run = training(tmp_path, sticker_set, "--epochs", "9", workers=2)
     run.wait_for(has_checkpoint(tmp_path))
     os.kill(run.family()[-1], signal.SIGKILL)
-    assert_ends(run, 1, "data loader worker", "killed by signal", "lower --num-workers")
+    assert_ends(run, 1, "data loader worker", "lower --num-workers")
+    # PyTorch says the first, or the second where the queue's silence is noticed before the signal of the death.
+    assert "killed by signal" in run.output or "ended without saying why" in run.output
     load(tmp_path / "checkpoint_v.pth")
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the project's modules
 
 from errors import UserError
+from tools import make_demo_set
 from tools.benchmark_measure import machine
 from tools.make_demo_set import OUTPUTS, bert_folder
 from utils.logging import write_json, write_whole
@@ -123,9 +124,8 @@ def spread(values: Sequence[float]) -> str:
 
 def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
     """The table as Markdown, a part for each split."""
-    lines = [
-        f"`{facts['command']}`, {facts['machine']}, threads a run: {facts['threads']}, {facts['date']}; top-1 and macro F1 in percent."
-    ]
+    where = f"{facts['machine']}, threads a run: {facts['threads']}, {facts['date']}"
+    lines = [f"`{facts['command']}`, {where}; top-1 and macro F1 in percent."]
     for split in OUTPUTS:
         found = baselines(split)
         lines += ["", f"Split by {split}, {found['samples']['test']} images in test:", ""]
@@ -172,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default: 2)")
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
+    for split in OUTPUTS:
+        make_demo_set.main(["--split", split])
     missing = [(name, seed) for name in options.only for seed in options.seeds if not read_score(name, seed)]
     threads = max((os.cpu_count() or 1) // options.jobs, 1)
     with ThreadPoolExecutor(options.jobs) as pool:
