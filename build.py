@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader
 
 import datasets
 from errors import UserError
-from models import check_image_size
-from starting import build_model, check_classes, count_parameters, read_start, resolve_resume
+from models import check_image_size, is_baseline
+from models.baselines import TIMM
+from starting import build_model, check_classes, count_parameters, read_start, reads_texts, resolve_resume
 from utils.distributed import Processes, failing_together
 from utils.logging import describe_run, print0
 from utils.randomness import make_deterministic, set_seeds
@@ -60,20 +61,22 @@ def build_run(options: argparse.Namespace, processes: Processes) -> Run:
 def prepare_computing(options: argparse.Namespace, model: nn.Module) -> None:
     """How the model computes, which changes no result beyond rounding: layout, checkpointing, compilation."""
     model.to(memory_format=memory_format(options))
-    model.vision_model.set_grad_checkpointing(options.grad_checkpointing)
-    if options.compile:
-        model.vision_model.compile()
+    vision_model = getattr(model, "vision_model", None)  # bert and majority see no image
+    if options.grad_checkpointing and vision_model is not None:
+        vision_model.set_grad_checkpointing(True)
+    if options.compile and vision_model is not None:
+        vision_model.compile()
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, before anything is read or written."""
-    check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
+    if not is_baseline(options.model):
+        check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
+    check_model(options)
     if options.eval and not options.resume:
         raise UserError("--eval evaluates a checkpoint: name it with --resume")
     if options.resume not in ("", "auto") and options.finetune:
         raise UserError("--resume continues a run and --finetune starts one: give one of them")
-    if options.model == "lora" and options.dataset != "SER":
-        raise UserError(f"--model lora reads texts, which --dataset {options.dataset} has not: use main_V.py or SER")
     if options.resume == "auto" and not options.output_dir:
         raise UserError("--resume auto looks for a checkpoint in --output-dir: name it")
     if options.resume == "auto" and options.start_epoch:
@@ -86,6 +89,23 @@ def check_options(options: argparse.Namespace) -> None:
         )
     if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
+
+
+def check_model(options: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go with the model."""
+    if reads_texts(options) and options.dataset not in datasets.WITH_TEXTS:
+        raise UserError(
+            f"--model {options.model} reads texts, which --dataset {options.dataset} has not: use main_V.py, or one of "
+            f"{', '.join(datasets.WITH_TEXTS)}"
+        )
+    if options.pretrained and not options.model.startswith(TIMM):
+        raise UserError(f"--pretrained is for --model {TIMM}NAME: name a file with --visfinetune for {options.model}")
+    if options.pretrained and options.visfinetune:
+        raise UserError("--pretrained and --visfinetune both name weights: give one of them")
+    if options.visfinetune and options.model in ("bert", "majority"):
+        raise UserError(f"--visfinetune: --model {options.model} sees no image: leave the flag out")
+    if options.layer_decay and is_baseline(options.model):
+        raise UserError(f"--layer-decay is for lora, lora_v and pvt: leave it out with --model {options.model}")
 
 
 def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, datasets.StickerDataset]:
@@ -121,6 +141,8 @@ def build_data(options: argparse.Namespace, start: dict[str, Any]) -> dict[str, 
             jpeg_draft=options.jpeg_draft and split == "train",
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
+        if tokenizer is not None and not any(sample.text for sample in data[split].samples):
+            print0(f"warning: none of the images of {split} has a text, which {options.model} reads")
     return data
 
 

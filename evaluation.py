@@ -126,9 +126,11 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
 
 
 def predictions_table(run: Run, predictions: Predictions, split: str) -> str:
-    """A line of CSV for each sample: image below --data-path, label, prediction, a probability for each class."""
+    """A line of CSV for each sample: image below the data's folder, label, prediction, a probability a class."""
     dataset = run.data[split]
     names = dataset.class_names
+    root = Path(run.options.data_path)
+    root = root.parent if run.options.dataset == "csv" else root
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", "label", "prediction", *(f"p_{name}" for name in names)])
@@ -137,16 +139,16 @@ def predictions_table(run: Run, predictions: Predictions, split: str) -> str:
     for index, label, guess, row in zip(
         predictions.indices.tolist(), predictions.labels.tolist(), guesses, probabilities.tolist(), strict=True
     ):
-        image = os.path.relpath(dataset.samples[index].path, run.options.data_path)
+        image = os.path.relpath(dataset.samples[index].path, root)
         table.writerow([image, names[label], names[guess], *(f"{p:.9g}" for p in row)])
     return text.getvalue()
 
 
-def evaluate_checkpoint(run: Run) -> None:
-    """--eval: the figures of the checkpoint that --resume names, written beside it or into --output-dir."""
+def evaluate_checkpoint(run: Run, path: str | Path) -> None:
+    """The figures of the model that came from a checkpoint, written beside it or into --output-dir."""
     options, processes = run.options, run.processes
-    is_address = "://" in options.resume
-    checkpoint = Path(urlsplit(options.resume).path if is_address else options.resume)
+    is_address = "://" in str(path)
+    checkpoint = Path(urlsplit(path).path if is_address else path)
     folder = Path(options.output_dir) if options.output_dir else checkpoint.parent
     with failing_together():
         if is_address and not options.output_dir:

@@ -53,8 +53,8 @@ def explain(predictor: Predictor, image: Picture, text: str = "") -> Explanation
     Raises:
         UserError: an image that cannot be read, or a network without re-attention.
     """
-    if predictor.name == "pvt":
-        raise UserError("a plain PVT selects no patches: expected a checkpoint of lora or lora_v")
+    if not predictor.selects_patches:
+        raise UserError(f"{predictor.name} selects no patches: expected a checkpoint of lora or lora_v")
     inputs = predictor.inputs([image], [text])
     seen: dict[str, Any] = {}
     with ExitStack() as hooks:

@@ -50,7 +50,7 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
         # Twice as patient as the watchdog, which can say more than a collective that waits in vain.
         processes = start_processes(options.device, options.dist_url, timeout=2 * options.timeout)
         run = build_run(options, processes)
-        evaluate_checkpoint(run) if options.eval else train(run)
+        evaluate_checkpoint(run, options.resume) if options.eval else train(run)
     except UserError as error:
         return say("error", str(error), code=2)
     except RunError as error:

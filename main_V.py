@@ -9,5 +9,7 @@ import sys
 
 from main import main
 
+DEFAULTS = {"model": "lora_v", "dataset": "SER_V", "texts": False}
+
 if __name__ == "__main__":
-    sys.exit(main(model="lora_v", dataset="SER_V"))
+    sys.exit(main(**DEFAULTS))

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from errors import UserError
+from models.baselines import NAMED_BASELINES, TIMM
 
 LARGEST = 10**15
+MODELS = ("lora", "lora_v", "pvt", *NAMED_BASELINES)
 SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds to 0
 
 
@@ -34,6 +36,13 @@ def boolean(text: str) -> bool:
     if value is None:
         raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
     return value
+
+
+def model_name(text: str) -> str:
+    """One of the project's networks, or timm/ and a name of timm."""
+    if text not in MODELS and not (text.startswith(TIMM) and len(text) > len(TIMM)):
+        raise argparse.ArgumentTypeError(f"expected {', '.join(MODELS)} or {TIMM}NAME, found {text!r}")
+    return text
 
 
 def positive_int(text: str) -> int:

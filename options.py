@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from config_file import check_config, read_config
+from models.vision import TOKENS
 from option_types import (
     Parser,
     boolean,
     concentration,
+    model_name,
     natural,
     non_negative,
     positive_float,
@@ -17,8 +19,7 @@ from option_types import (
     share,
 )
 
-MODELS = ("lora", "lora_v", "pvt")
-DATASETS = ("SER", "SER_V", "FI", "EmotionROI", "folder")
+DATASETS = ("SER", "SER_V", "FI", "EmotionROI", "folder", "csv")
 
 
 def build_parser(defaults: dict[str, Any]) -> Parser:
@@ -114,13 +115,29 @@ def add_computing(parser: Parser) -> None:
 
 def add_model(parser: Parser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", choices=MODELS, default="lora", help="network; pvt: the backbone as a classifier")
+    group.add_argument(
+        "--model",
+        type=model_name,
+        default="lora",
+        metavar="NAME",
+        help="lora, lora_v, or to compare with: pvt, the backbone as a classifier; timm/NAME, any network of timm; "
+        "bert, the text alone; majority, the most frequent class",
+    )
+    group.add_argument(
+        "--texts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="timm/NAME is joined with the text encoder; main_V.py leaves it out",
+    )
     group.add_argument("--backbone", default="pvt_small", help="pvt_tiny, pvt_small, pvt_medium, pvt_large or pvt_demo")
     group.add_argument(
         "--alpha", type=int, default=8, help="patches a head selects, in squared reductions of its stage"
     )
     group.add_argument(
         "--locals", type=int, nargs=4, default=[1, 1, 1, 0], metavar="L", help="stages with local tokens"
+    )
+    group.add_argument(
+        "--tokens", choices=TOKENS, default="both", help="what the fusion sees beside stage 4's class token"
     )
     group.add_argument(
         "--hidden-dim", type=positive_int, default=768, help="width of the fusion head, a multiple of 12"
@@ -138,7 +155,8 @@ def add_model(parser: Parser) -> None:
 
 def add_weights(parser: Parser) -> None:
     group = parser.add_argument_group("weights")
-    group.add_argument("--visfinetune", default="", metavar="FILE", help="PVT checkpoint for the backbone")
+    group.add_argument("--visfinetune", default="", metavar="FILE", help="weights for the backbone: PVT's, or timm's")
+    group.add_argument("--pretrained", action="store_true", help="timm/NAME starts from its weights on timm's hub")
     group.add_argument(
         "--bert-model",
         default="bert-base-uncased",
@@ -167,9 +185,10 @@ def add_data(parser: Parser) -> None:
         "--dataset",
         choices=DATASETS,
         default="SER",
-        help="data set; SER_V is SER without its texts, folder is {train,val,test}/<class>/<image>",
+        help="data set; SER_V is SER without its texts, folder is {train,val,test}/<class>/<image>, csv a table with "
+        "the columns path, label, split and, if there are any, text",
     )
-    group.add_argument("--data-path", default="SER_Dataset", metavar="DIR", help="its folder")
+    group.add_argument("--data-path", default="SER_Dataset", metavar="DIR", help="its folder; csv: its file")
     group.add_argument(
         "--input-size", type=positive_int, default=448, metavar="PX", help="side of the square input image"
     )

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 import datasets
 from errors import UserError
-from models import check_image_size
+from models import check_image_size, is_baseline
 from options import parse_options
-from starting import ARCHITECTURE_OPTIONS, build_model, find_tokenizer, model_of
+from starting import architecture_options, build_model, find_tokenizer, model_of, reads_texts
 from utils.checkpoint import read_checkpoint
 from utils.distributed import choose_device
 
 DEFAULT_SIZE = 448
+LORAS = ("lora", "lora_v")  # what selects patches
 Picture = Image.Image | str | Path
 
 
@@ -39,8 +40,8 @@ class Predictor:
     """A network in evaluation mode with all that leads from pictures and texts to it.
 
     Attributes:
-        name: lora, lora_v or pvt; `options`: what it was trained with; `class_names`: of its labels, in order.
-        tokenizer: for LORA, otherwise None; `transform`: a picture in RGB to the tensor (3, size, size).
+        name: as --model has it; `options`: what it was trained with; `class_names`: of its labels, in order.
+        tokenizer: None for a network that reads no texts; `transform`: a picture in RGB to the tensor (3, size, size).
     """
 
     def __init__(
@@ -58,6 +59,11 @@ class Predictor:
         self.tokenizer = tokenizer
         self.device = device
         self.transform = datasets.build_transform(False, input_size=options.input_size)
+
+    @property
+    def selects_patches(self) -> bool:
+        """Whether the network has local re-attention."""
+        return self.name in LORAS
 
     def __call__(self, images: Sequence[Picture | Tensor], texts: Sequence[str] | None = None) -> list[Prediction]:
         """The prediction for each image; LORA takes a text for each, '' where there is none.
@@ -117,18 +123,19 @@ def load_predictor(path: str | Path, *, device: str = "auto", bert_model: str = 
     source = f"checkpoint {path}"
     start = read_checkpoint(path, "checkpoint")
     options = parse_options([], {})
-    options.model = model_of(start["model"])
-    for name in ARCHITECTURE_OPTIONS:
+    options.model = model_of(start)
+    for name in architecture_options(options.model):
         setattr(options, name, start["args"].get(name, getattr(options, name)))
     options.input_size = start["args"].get("input_size", DEFAULT_SIZE)
     options.dataset = start["args"].get("dataset", options.dataset)
     options.resume, options.eval, options.bert_model = str(path), True, bert_model
     options.model_ema = "model_ema" in start
-    head = start["model"].get("head.weight")
-    if head is None or head.ndim != 2:
+    head = start["model"].get("counts" if options.model == "majority" else "head.weight")
+    if head is None or head.ndim == 0:
         raise UserError(f"{source}: expected the weights of a whole network, found none of a head")
-    tokenizer = find_tokenizer(options, start.get("vocabulary_sha256")) if options.model == "lora" else None
-    check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
+    tokenizer = find_tokenizer(options, start.get("vocabulary_sha256")) if reads_texts(options) else None
+    if not is_baseline(options.model):
+        check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
     model = build_model(options, start, head.shape[0], say=lambda account: None)
     class_names = names_of(start, options.dataset, head.shape[0])
     return Predictor(model, options, class_names, tokenizer, choose_device(device, 0))

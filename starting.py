@@ -2,7 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import nn
 
 import datasets
 from errors import UserError
-from models import create_model
+from models import create_baseline, create_model, is_baseline
+from models.baselines import TIMM
 from models.position import fit_position_embeddings
 from utils.checkpoint import load_state, newest_checkpoint, read_checkpoint
 from utils.distributed import Processes, failing_together, gather
@@ -18,8 +20,8 @@ from utils.logging import print0
 from utils.text_encoder import load_text_encoder
 
 CHECKPOINT_STEMS = {"lora": "checkpoint", "lora_v": "checkpoint_v", "pvt": "checkpoint_pvt"}
-COMMANDS = {"lora": "main.py", "lora_v": "main_V.py", "pvt": "main_V.py --model pvt"}
-ARCHITECTURE_OPTIONS = ("backbone", "alpha", "locals", "hidden_dim")  # which a checkpoint fits or not
+COMMANDS = {"lora": "main.py", "lora_v": "main_V.py"}  # of another network: --model
+ARCHITECTURE_OPTIONS = ("backbone", "alpha", "locals", "hidden_dim", "tokens")  # which a checkpoint fits or not
 DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 BERT_VOCABULARY = 30522  # of bert-base-uncased, which published checkpoints have
 
@@ -49,46 +51,62 @@ def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
 
 def checkpoint_stem(model: str) -> str:
     """How the names of a model's checkpoints begin."""
-    return CHECKPOINT_STEMS[model]
+    return CHECKPOINT_STEMS.get(model) or "checkpoint_" + re.sub(r"[^\w.-]", "_", model)
 
 
 def checkpoint_name(options: argparse.Namespace, which: str = "") -> str:
-    """`checkpoint.pth`, `checkpoint_v.pth` or `checkpoint_pvt.pth`, `_best` before the dot for the best epoch."""
+    """`checkpoint.pth`, `checkpoint_v.pth` or `checkpoint_<model>.pth`, `_best` before the dot for the best epoch."""
     return f"{checkpoint_stem(options.model)}{which}.pth"
 
 
 def read_start(options: argparse.Namespace) -> dict[str, Any]:
     """What the run starts from: a checkpoint (--resume, --finetune), or a pretrained text encoder, or nothing.
 
-    `bert_config` and `tokenizer` are there for LORA, `model` where there is a checkpoint, `text_state` otherwise.
+    `bert_config` and `tokenizer` are there for a model that reads texts, `model` where there is a checkpoint,
+    `text_state` otherwise.
     """
     flag = "--resume" if options.resume else "--finetune"
     path = options.resume or options.finetune
     if not path:
-        if options.model != "lora":
+        if not reads_texts(options):
             return {}
         encoder = load_text_encoder(options.bert_model)
         tokenizer = datasets.Tokenizer(encoder.vocabulary)
         check_vocabulary(tokenizer, encoder.config, f"--bert-model {options.bert_model}")
         return {"bert_config": encoder.config, "text_state": encoder.state, "tokenizer": tokenizer}
     start = read_checkpoint(path, flag)
-    found = model_of(start["model"])
+    found = model_of(start)
     if found != options.model:
-        use = COMMANDS[found]
+        use = COMMANDS.get(found, f"--model {found}")
         raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {use}")
-    for name in ARCHITECTURE_OPTIONS if found != "pvt" else ("backbone",):
+    for name in architecture_options(found):
         asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
         if asked != trained:
             raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
-    if options.model == "lora":
+    if reads_texts(options):
         start["tokenizer"] = find_tokenizer(options, start.get("vocabulary_sha256"))
         check_vocabulary(start["tokenizer"], start.get("bert_config"), f"{flag} {path}")
     return start
 
 
-def model_of(names: Iterable[str]) -> str:
-    """Which network the entries of a state dict belong to: lora, lora_v or pvt."""
-    parts = {name.partition(".")[0] for name in names}
+def reads_texts(options: argparse.Namespace) -> bool:
+    """Whether the run's model has a text encoder."""
+    return options.model in ("lora", "bert") or (options.texts and options.model.startswith(TIMM))
+
+
+def architecture_options(model: str) -> Sequence[str]:
+    """The options that a checkpoint of a model fits or not."""
+    if model.startswith(TIMM):
+        return ("texts", "input_size")
+    return {"pvt": ("backbone",), "bert": (), "majority": ()}.get(model, ARCHITECTURE_OPTIONS)
+
+
+def model_of(checkpoint: dict[str, Any]) -> str:
+    """Which network a checkpoint is of: a baseline as its `args` say, else as the names of its weights do."""
+    named = str(checkpoint.get("args", {}).get("model", ""))
+    if is_baseline(named):
+        return named
+    parts = {name.partition(".")[0] for name in checkpoint["model"]}
     return "lora" if "text_model" in parts else "pvt" if "patch_embed1" in parts else "lora_v"
 
 
@@ -141,17 +159,20 @@ def build_model(
     names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
     names += ("hidden_dim", "backbone", "tunebert")
     settings = {name: getattr(options, name) for name in names}
-    model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
+    if is_baseline(options.model):
+        model = build_baseline(options, start, num_classes)
+    else:
+        model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
     if "text_state" in start:
         source = f"--bert-model {options.bert_model}"
         say(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
-    if options.visfinetune and not start.get("model"):
+    if options.visfinetune and not start.get("model") and not is_baseline(options.model):
         source = f"--visfinetune {options.visfinetune}"
         state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
         state, interpolated = fit_position_embeddings(state, model.vision_model.state_dict())
         account = load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head)
         say(account + interpolated)
-    elif options.visfinetune:
+    elif options.visfinetune and start.get("model"):
         say(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
     if options.resume:
         weights = "model_ema" if options.eval and options.model_ema else "model"
@@ -161,6 +182,21 @@ def build_model(
     elif options.finetune:
         say(load_state(model, start["model"], f"--finetune {options.finetune}", may_leave=is_head))
     return model
+
+
+def build_baseline(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:
+    """What LORA is compared with; its image weights from --visfinetune or, with --pretrained, from timm's hub."""
+    afresh = not start.get("model")
+    return create_baseline(
+        options.model,
+        num_classes=num_classes,
+        input_size=options.input_size,
+        texts=reads_texts(options),
+        bert=start.get("bert_config"),
+        tunebert=options.tunebert,
+        pretrained=options.pretrained and afresh,
+        weights=options.visfinetune if afresh else "",
+    )
 
 
 def is_pooler(name: str) -> bool:

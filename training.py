@@ -6,6 +6,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
@@ -13,11 +14,11 @@ import datasets
 from build import Run, amp_dtype, build_criterion, build_mixup, build_train_loader, memory_format
 from engine import train_one_epoch
 from errors import Interrupted, UserError
-from evaluation import measure, noting_skipped, report
+from evaluation import evaluate_checkpoint, measure, noting_skipped, report
 from starting import checkpoint_name
 from training_state import Training, save, start_training, watched_accuracy
 from utils.boards import boards
-from utils.checkpoint import load_state, read_checkpoint
+from utils.checkpoint import load_state, read_checkpoint, write_checkpoint
 from utils.distributed import failing_together, gather, largest
 from utils.interruption import StopSignals
 from utils.logging import (
@@ -46,6 +47,9 @@ def train(run: Run) -> None:
         Interrupted: a signal came; the last step was finished and a checkpoint written.
     """
     options, processes = run.options, run.processes
+    if options.model == "majority":
+        count_classes(run)
+        return
     with failing_together():
         loader = build_train_loader(options, processes, run.data["train"])
         training = start_training(run, loader)
@@ -69,6 +73,20 @@ def train(run: Run) -> None:
             print0(f"stopped by a signal in epoch {training.epoch} after {training.batch} batches, checkpoint written")
             raise
         finish(run, training, watchdog=watchdog, stop=stop)
+
+
+def count_classes(run: Run) -> None:
+    """What the majority class has in place of a training: the counts of train, then the figures on test."""
+    options, data = run.options, run.data["train"]
+    run.model.counts += torch.bincount(torch.tensor(data.labels), minlength=len(data.class_names)).to(run.model.counts)
+    path = Path(options.output_dir) / checkpoint_name(options)
+    with failing_together():
+        make_writable_folder(path.parent)
+        if run.processes.is_main:
+            write_json(path.parent / "options.json", run.facts)
+            content = {"model": run.model.state_dict(), "args": vars(options), "class_names": list(data.class_names)}
+            write_checkpoint(path, content)
+    evaluate_checkpoint(run, path)
 
 
 def prepare_folder(run: Run, training: Training) -> None:
@@ -219,8 +237,19 @@ def finish(run: Run, training: Training, *, watchdog: Watchdog, stop: StopSignal
     with failing_together():
         if run.processes.is_main:
             draw_figures(run, training, {"split": "test", **evaluation.metrics})
+            describe(path, run.options.bert_model)
     if not chosen:
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
+
+
+def describe(checkpoint: Path, bert_model: str) -> None:
+    """Writes the model card beside a checkpoint; that it cannot be written does not fail a training that is done."""
+    from model_card import write_card_beside  # reads checkpoints itself, which a run needs at its end alone
+
+    try:
+        print0(f"model card: {write_card_beside(checkpoint, bert_model)}")
+    except UserError as error:
+        print0(f"warning: no model card: {error}")
 
 
 def draw_figures(run: Run, training: Training, metrics: dict[str, Any]) -> None:
@@ -240,8 +269,8 @@ def draw_figures(run: Run, training: Training, metrics: dict[str, Any]) -> None:
 
 def overlays(run: Run, training: Training) -> Iterator[tuple[str, Any]]:
     """What the network looked at in the first images of test that can be read, as figures with names."""
-    if run.options.model == "pvt":
-        return
+    if run.options.model not in ("lora", "lora_v"):
+        return  # selects no patches
     from explain import explain
     from overlay import explanation_figure
     from predictor import Predictor

@@ -1,6 +1,16 @@
 """The data sets, their images, texts, transforms and samplers; nothing about models."""
 
-from datasets.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
+from datasets.annotations import (
+    CLASS_NAMES,
+    WITH_TEXTS,
+    Sample,
+    class_names,
+    read_csv,
+    read_emotion_roi,
+    read_fi,
+    read_folder,
+    read_ser,
+)
 from datasets.dataset import BadImage, StickerDataset, build_dataset
 from datasets.images import as_rgb, read_image
 from datasets.loading import batches, build_loader, worker_death
@@ -10,6 +20,7 @@ from datasets.transforms import build_transform
 
 __all__ = [
     "CLASS_NAMES",
+    "WITH_TEXTS",
     "BadImage",
     "Draw",
     "EvalBatchSampler",
@@ -24,6 +35,7 @@ __all__ = [
     "build_train_sampler",
     "build_transform",
     "class_names",
+    "read_csv",
     "read_emotion_roi",
     "read_fi",
     "read_folder",

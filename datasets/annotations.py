@@ -1,9 +1,10 @@
-"""The annotations of SER30K, FI, EmotionROI and class folders: which images a split has, with labels and texts."""
+"""The annotations of SER30K, FI, EmotionROI, class folders and tables: a split's images, labels and texts."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from datasets.files import mistake, printable, reason, shown
@@ -14,11 +15,13 @@ from datasets.records import (
     check_type,
     entry_mistake,
     field,
+    ignore,
     label_field,
     read_json,
     read_text,
     stop,
 )
+from datasets.tables import TABLE_SPLITS, table_classes, table_rows
 from errors import UserError
 
 SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
@@ -31,7 +34,11 @@ SPLITS = {
     "FI": ("train", "test"),
     "EmotionROI": ("train", "test"),
     "folder": ("train", "val", "test"),
+    "csv": TABLE_SPLITS,
 }
+WITH_TEXTS = ("SER", "folder", "csv")  # data sets that may have texts
+FOLDER_TEXTS = "texts.json"  # of class folders: path below the data set's folder to text
+EMPTY: Mapping[str, str] = MappingProxyType({})
 GIVE_ROOT = "complete the data set, or give its folder with --data-path"
 
 
@@ -112,7 +119,8 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
     """Reads a split, `train`, `val` or `test`, of images in class folders: `<root>/<split>/<class>/<image>`.
 
     The folders of train are the classes (`class_names`). The other splits may lack some of them; every file in them is
-    an image, hidden ones excepted.
+    an image, hidden ones excepted. Texts are in `<root>/texts.json`, where there is one: an object from an image's
+    path, as in train/happy/1.png, to its text.
 
     Raises:
         UserError: as `read_ser`, with `report` as there.
@@ -121,15 +129,34 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
     root = _check_folder(Path(root), "the data set's folder")
     folder = _check_folder(root / split, f"the class folders of {split}")
     names = class_names("folder", root)
-    return _samples(folder, root, _in_class_folders(folder, names, report, may_lack=True), _class_file, report)
+    parse = partial(_class_file, texts=_folder_texts(root))
+    return _samples(folder, root, _in_class_folders(folder, names, report, may_lack=True), parse, report)
+
+
+def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample]:
+    """Reads a split of a table: a CSV file with the columns path, label, split and, where there are texts, text.
+
+    Paths are relative to the file's folder; labels are names, of which those of the split train are the classes.
+
+    Raises:
+        UserError: as `read_ser`, with `report` as there; lines count from 1, the header's own.
+    """
+    _check_split("csv", split, SPLITS["csv"])
+    file = Path(file)
+    rows = list(table_rows(file, report))
+    names = table_classes(file, rows)
+    chosen = ((number, row) for number, row in rows if row["split"] == split)
+    return _samples(file, file.parent, chosen, partial(_table_entry, names=names), report)
 
 
 def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
-    """The names of a data set's labels, in their order; those of `folder` are the names of train's folders, sorted.
+    """The names of a data set's labels, in their order; those of `folder` and `csv` are what train has, sorted.
 
     Raises:
         UserError: `folder` without train, without a folder in it, or with names that differ in case alone.
     """
+    if dataset == "csv":
+        return table_classes(Path(root), table_rows(Path(root), ignore))
     if dataset != "folder":
         return CLASS_NAMES[dataset]
     folder = _check_folder(Path(root) / "train", "the class folders of train")
@@ -240,9 +267,29 @@ def _in_class_folders(
             yield from ((name, file, labels[name.casefold()]) for file in files)
 
 
-def _class_file(folder: Path, name: str, file: str, label: int) -> Entry:
+def _class_file(folder: Path, name: str, file: str, label: int, texts: Mapping[str, str] = EMPTY) -> Entry:
     """The entry for a file in a class folder."""
-    return Entry(f"class folder {name}", (folder.name, name, file), label)
+    text = texts.get(f"{folder.name}/{name}/{file}", "")
+    return Entry(f"class folder {name}", (folder.name, name, file), label, text)
+
+
+def _folder_texts(root: Path) -> dict[str, str]:
+    """The texts of class folders by path, none where there is no file of them."""
+    source = root / FOLDER_TEXTS
+    if not os.path.lexists(source):
+        return {}
+    texts = check_type(read_json(source), dict, source, "the file")
+    return {path: check_type(text, str, source, f"entry {printable(path)}") for path, text in texts.items()}
+
+
+def _table_entry(source: Path, number: int, row: dict[str, str], *, names: tuple[str, ...]) -> Entry:
+    """A line of a table."""
+    where = f"line {number}"
+    if row["label"] not in names:
+        raise entry_mistake(
+            source, where, f"a label that train has: {', '.join(names)}", shown(row["label"]), UnknownLabel
+        )
+    return Entry(where, (row["path"],), names.index(row["label"]), row.get("text") or "")
 
 
 def _listing(folder: Path, *, folders: bool = False) -> list[str]:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datasets.annotations import Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
+from datasets.annotations import (
+    WITH_TEXTS,
+    Sample,
+    class_names,
+    read_csv,
+    read_emotion_roi,
+    read_fi,
+    read_folder,
+    read_ser,
+)
 from datasets.cache import PictureCache
 from datasets.files import printable
 from datasets.images import read_image
@@ -25,6 +34,7 @@ READERS: dict[str, Callable[..., list[Sample]]] = {
     "FI": read_fi,
     "EmotionROI": read_emotion_roi,
     "folder": read_folder,
+    "csv": read_csv,
 }
 MAX_REPLACEMENTS = 10
 Item = dict[str, Any]
@@ -167,10 +177,10 @@ def build_dataset(
     cache_images: bool = False,
     jpeg_draft: bool = False,
 ) -> StickerDataset:
-    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI` or `folder`.
+    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI`, `folder` or `csv`.
 
     Args:
-        tokenizer: for the texts of `SER`; the others have none and do not use it.
+        tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
         on_bad_image, cache_images, jpeg_draft: see `StickerDataset`.
 
     Raises:
@@ -181,7 +191,7 @@ def build_dataset(
     return StickerDataset(
         READERS[name](root, split),
         transform,
-        tokenizer if name == "SER" else None,
+        tokenizer if name in WITH_TEXTS else None,
         class_names=class_names(name, root),
         on_bad_image=on_bad_image,
         cache_images=cache_images,

@@ -23,6 +23,10 @@ def stop(error: UserError) -> NoReturn:
     raise error
 
 
+def ignore(error: UserError) -> None:
+    """The report of a look that is not to end at a mistake, which another look reports."""
+
+
 def read_text(source: Path) -> str:
     """A list as text; raises UserError where it is missing, too large or not UTF-8."""
     content = read_bytes(source, "the list of a split", "complete the data set or mend the file", MAX_LIST_BYTES)

@@ -110,6 +110,7 @@ def create_model(
     fuse_attention_dropout_rate: float = 0.0,
     hidden_dim: int = 768,
     backbone: str = "pvt_small",
+    tokens: str = "both",
     bert: Mapping[str, Any] | None = None,
     tunebert: bool = False,
 ) -> LORA | LORA_V | PVT:
@@ -119,6 +120,7 @@ def create_model(
         name: "lora" (called as `model(images, word_ids, word_mask)`), "lora_v" or "pvt" (`model(images)`), of which the
             last is the backbone as a classifier and has neither `alpha` nor `locals`.
         backbone: a name of `models.pvt.BACKBONES`.
+        tokens: which tokens the fusion sees, see `models.vision.VisionModel`.
         bert: fields of the text encoder's configuration; None means BERT-base. For "lora" only.
         tunebert: whether the text encoder learns.
 
@@ -129,7 +131,8 @@ def create_model(
         raise UserError(f"--backbone {backbone!r} is unknown: expected one of {', '.join(BACKBONES)}")
     if name == "pvt":
         return PVT(BACKBONES[backbone], num_classes=num_classes, drop=drop, drop_path=drop_path)
-    vision_model = VisionModel(BACKBONES[backbone], alpha=alpha, locals=locals, drop=drop, drop_path=drop_path)
+    rates = {"drop": drop, "drop_path": drop_path}
+    vision_model = VisionModel(BACKBONES[backbone], alpha=alpha, locals=locals, tokens=tokens, **rates)
     head: dict[str, Any] = {
         "num_classes": num_classes,
         "hidden_dim": hidden_dim,

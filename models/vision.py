@@ -13,6 +13,7 @@ from models.attention import AttentionMap
 from models.pvt import PatchEmbed, PVTConfig, build_blocks, init_linear, interpolate_position_embedding
 from models.reattention import class_token_scores, gather_patches, select_patches
 
+TOKENS = ("both", "global", "local", "none")  # which tokens the fusion sees beside stage 4's class token
 STRIDE = 32  # pixels of the image a side of one cell of stage 4's grid
 
 
@@ -32,10 +33,25 @@ class VisionModel(nn.Module):
         locals: which of the four stages give local tokens beside stage 4; four entries, the fourth 0.
         drop: dropout on embedded tokens, attention output and in the MLP.
         drop_path: stochastic depth of the last block.
+        tokens: what the visual sequence has beside stage 4's class token: global tokens (the class tokens of stages
+            1-3), local tokens (the selected patches), both as in the paper, or none. An ablation; without them their
+            projections are not there.
     """
 
-    def __init__(self, config: PVTConfig, *, alpha: int, locals: Sequence[int], drop: float, drop_path: float):
+    def __init__(
+        self,
+        config: PVTConfig,
+        *,
+        alpha: int,
+        locals: Sequence[int],
+        drop: float,
+        drop_path: float,
+        tokens: str = "both",
+    ):
         super().__init__()
+        if tokens not in TOKENS:
+            raise UserError(f"--tokens is {tokens!r}: expected one of {', '.join(TOKENS)}")
+        self.keeps_local, self.keeps_global = tokens in ("both", "local"), tokens in ("both", "global")
         check_locals(locals)
         if alpha < 1:
             raise UserError(f"--alpha is {alpha}: expected a positive number of patches, as the paper's 8")
@@ -53,9 +69,9 @@ class VisionModel(nn.Module):
         all_blocks = build_blocks(config, drop=drop, drop_path=drop_path)
         in_channels = 3
         for stage, dim in enumerate(config.embed_dims):
-            if self.locals[stage]:
-                self.add_module(f"local_proj{stage + 1}", token_projection(dim, config.embed_dims[3]))
-                self.add_module(f"global_proj{stage + 1}", token_projection(dim, config.embed_dims[3]))
+            for kind, kept in (("local", self.keeps_local), ("global", self.keeps_global)):
+                if self.locals[stage] and kept:
+                    self.add_module(f"{kind}_proj{stage + 1}", token_projection(dim, config.embed_dims[3]))
             self.add_module(f"patch_embed{stage + 1}", PatchEmbed(config.patch_sizes[stage], in_channels, dim))
             self.add_module(f"block{stage + 1}", all_blocks[stage])
             in_channels = dim
@@ -67,7 +83,8 @@ class VisionModel(nn.Module):
     def num_tokens(self) -> int:
         """Length of the visual sequence, the same at any image size (spec section 2: 996 for 1110 at alpha 8)."""
         stages = [stage for stage in range(4) if self.has_class_token(stage)]
-        return len(stages) + sum(self.config.num_heads[stage] * self.patches_a_head(stage) for stage in stages)
+        local_tokens = sum(self.config.num_heads[stage] * self.patches_a_head(stage) for stage in stages)
+        return (len(stages) if self.keeps_global else 1) + self.keeps_local * local_tokens
 
     def has_class_token(self, stage: int) -> bool:
         """Whether stage 0 to 3 has a class token, hence re-attention and local tokens."""
@@ -146,15 +163,18 @@ class VisionModel(nn.Module):
             x, class_token, selected = self.forward_stage(x, stage)
             if selected is None:
                 continue
-            chosen = gather_patches(x.flatten(2).transpose(1, 2), selected)  # (B, heads * alpha * r, C)
-            if stage < 3:
-                chosen = self.get_submodule(f"local_proj{stage + 1}")(chosen)  # (B, heads * alpha * r, C_4)
-                class_token = self.get_submodule(f"global_proj{stage + 1}")(class_token)  # (B, 1, C_4)
-            global_tokens.append(class_token)
-            local_tokens.append(chosen)
             all_selected.append(selected)
-        tokens = torch.cat([*reversed(global_tokens), torch.cat(local_tokens, dim=1).flip(1)], dim=1)
-        return VisualFeatures(self.norm(tokens), all_selected)
+            if self.keeps_local:
+                chosen = gather_patches(x.flatten(2).transpose(1, 2), selected)  # (B, heads * alpha * r, C)
+                local_tokens.append(self.project(chosen, "local", stage))  # (B, heads * alpha * r, C_4)
+            if self.keeps_global or stage == 3:
+                global_tokens.append(self.project(class_token, "global", stage))  # (B, 1, C_4)
+        tokens = [*reversed(global_tokens), *(local.flip(1) for local in reversed(local_tokens))]
+        return VisualFeatures(self.norm(torch.cat(tokens, dim=1)), all_selected)
+
+    def project(self, tokens: Tensor, kind: str, stage: int) -> Tensor:
+        """Local or global tokens (B, n, C) of stage 0 to 3 to the width of stage 4, which has it already."""
+        return tokens if stage == 3 else self.get_submodule(f"{kind}_proj{stage + 1}")(tokens)
 
 
 def token_projection(in_features: int, out_features: int) -> nn.Sequential:

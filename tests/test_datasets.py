@@ -82,7 +82,7 @@ def test_ser_v_has_no_words(root, tokenizer, evaluation):
 
 
 def test_an_unknown_data_set_is_an_error(root, evaluation):
-    with pytest.raises(UserError, match="expected one of SER, SER_V, FI, EmotionROI, folder, found 'MNIST'"):
+    with pytest.raises(UserError, match="expected one of SER, SER_V, FI, EmotionROI, folder, csv, found 'MNIST'"):
         build_dataset("MNIST", root, "train", transform=evaluation)
 
 

@@ -16,11 +16,12 @@ import torch
 from conftest import ROOT, run_process
 from PIL import Image
 
+import model_card
 from datasets import Tokenizer, read_ser
 from errors import UserError
 from models import create_model
 from predictor import load_predictor
-from tools import export, export_check, export_files, model_card
+from tools import export, export_check, export_files
 
 CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
 EXAMPLE = ROOT / "examples" / "run_onnx.py"

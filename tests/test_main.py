@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 from sklearn.metrics import f1_score
 
+import main_V
 from main import main
 from tests.conftest import SMALL, Finished, write_sticker_set
 
 
 def run_here(script, *arguments):
     """Runs the command line in this process, which saves seconds of imports; returns what a process would."""
-    defaults = {"main.py": {}, "main_V.py": {"model": "lora_v", "dataset": "SER_V"}}[script]
+    defaults = {"main.py": {}, "main_V.py": main_V.DEFAULTS}[script]
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = main([str(argument) for argument in arguments], **defaults)

@@ -269,8 +269,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_port(options.port)
     with ending_on_signals(), UPLOADS:  # removed at the end
         predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
-        if predictor.name == "pvt":
-            raise UserError(f"{printable(options.checkpoint)}: a plain PVT: expected a checkpoint of lora or lora_v")
+        if not predictor.selects_patches:
+            raise UserError(
+                f"{printable(options.checkpoint)}: found {predictor.name}: expected a checkpoint of lora or lora_v"
+            )
         examples = options.examples or DEFAULT_EXAMPLES
         serve(build_page(predictor, find_examples(examples) if examples.is_dir() else []), options.port)
 

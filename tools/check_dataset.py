@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, help="folder of the data set")
+    parser.add_argument("path", type=Path, help="folder of the data set, or its CSV file")
     parser.add_argument("--dataset", choices=READERS, help="which data set (default: guessed from the layout)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the whole report")
@@ -94,9 +94,12 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1")
-    if not root.is_dir():
-        raise mistake(root, "the folder of a data set", "no such folder", "name it")
-    guessed = name is None
+    if name == "csv" or (name is None and root.suffix == ".csv" and root.is_file()):
+        guessed, name = name is None, "csv"
+    elif not root.is_dir():
+        raise mistake(root, "the folder of a data set, or its CSV file", "no such folder", "name it")
+    else:
+        guessed = name is None
     name = name or guess_dataset(root)
     findings: Findings = {kind: [] for kind in KINDS}
     splits = {split: read_split(name, root, split, findings) for split in SPLITS[name]}

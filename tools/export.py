@@ -19,9 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/export.py` finds the project's modules
 
+import model_card
 from errors import UserError
+from models import is_baseline
 from predictor import Predictor, load_predictor
-from tools import export_check, export_files, model_card
+from tools import export_check, export_files
 from utils.logging import write_whole
 from utils.messages import printable
 
@@ -107,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if format == "onnx":
         export_files.check_installed()
     predictor = load_predictor(options.checkpoint, device="cpu", bert_model=options.bert_model)
+    if is_baseline(predictor.name):
+        raise UserError(f"{printable(options.checkpoint)}: found {predictor.name}: expected lora, lora_v or pvt")
     content, account = export(predictor, format, options.check)
     card = model_card.card(predictor, options.checkpoint, options.output.name, format, account)
     write_export(options.output, content)

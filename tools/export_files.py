@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from errors import UserError
 from models import MAX_TEXT_TOKENS
 from predictor import Predictor
-from starting import ARCHITECTURE_OPTIONS
+from starting import architecture_options
 
 FORMATS = ("onnx", "safetensors", "pt2")
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -55,7 +55,7 @@ def describe(predictor: Predictor) -> dict[str, str]:
 
 def architecture(predictor: Predictor) -> dict[str, object]:
     """The arguments of `models.create_model` that make the network which the weights fit."""
-    names = ("backbone",) if predictor.name == "pvt" else ARCHITECTURE_OPTIONS
+    names = architecture_options(predictor.name)
     found = {"name": predictor.name, "num_classes": len(predictor.class_names)}
     found |= {name: getattr(predictor.options, name) for name in names}
     if predictor.name == "lora":

@@ -11,7 +11,6 @@ baselines_test.json is there (tools/baselines.py).
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +32,8 @@ from overlay import explanation_figure
 from predictor import Predictor, load_predictor
 from utils import figures
 from utils.logging import make_writable_folder
+from utils.predictions import read_predictions
 
-STEMS = [f"checkpoint{model}{which}" for which in ("_best", "") for model in ("", "_v", "_pvt")]
 BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
 MISTAKES = 24
 BATCH = 32  # images that go through the network together for the map
@@ -61,27 +60,24 @@ class RunFolder(NamedTuple):
 
 def read_run(folder: Path) -> RunFolder:
     """Reads a run folder; raises UserError where a file is missing or is not what a run writes."""
-    stem = next((stem for stem in STEMS if (folder / f"{stem}_test.json").is_file()), None)
+    found = sorted(path.name.removesuffix("_test.json") for path in folder.glob("checkpoint*_test.json"))
+    stem = max(found, key=lambda name: name.endswith("_best"), default=None)
     if not (folder / "log.txt").is_file():
         raise UserError(f"{folder / 'log.txt'}: no such file; name the output folder of a training")
     if stem is None:
-        raise UserError(f"{folder}: lacks {STEMS[0]}_test.json; run the evaluation (--eval) first")
+        raise UserError(f"{folder}: lacks checkpoint_best_test.json; run the evaluation (--eval) first")
     try:
         log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
         metrics = json.loads((folder / f"{stem}_test.json").read_text(encoding="utf-8"))
         options = json.loads((folder / "options.json").read_text(encoding="utf-8"))["options"]
-        with (folder / f"{stem}_test.csv").open(newline="", encoding="utf-8") as file:
-            samples = [
-                Sample(
-                    Path(options["data_path"]) / row["image"],
-                    row["label"],
-                    row["prediction"],
-                    float(row[f"p_{row['prediction']}"]),
-                )
-                for row in csv.DictReader(file)
-            ]
+        root = Path(options["data_path"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: expected the files that a run writes, found {error!r}; evaluate it anew") from error
+    found = read_predictions(folder / f"{stem}_test.csv")
+    rows = zip(found.images, found.labels, found.predictions, found.probabilities, strict=True)
+    root = root.parent if options.get("dataset") == "csv" else root
+    names = found.class_names
+    samples = [Sample(root / image, names[label], names[guess], p[guess]) for image, label, guess, p in rows]
     return RunFolder(log, metrics, samples, options, folder / f"{stem}.pth")
 
 

@@ -5,7 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 from torch import Tensor
 
 CLASSES_SHOWN = 20  # of more, a table by class and a confusion matrix fit no screen
@@ -14,7 +19,8 @@ CLASSES_SHOWN = 20  # of more, a table by class and a confusion matrix fit no sc
 def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
     """Logits (samples, classes) and labels (samples,) to top-1 accuracy in percent, loss, and figures by class.
 
-    Precision, recall and F1 are shares from 0 to 1, 0 where undefined; the confusion matrix has true classes as rows.
+    Precision, recall, F1 and mean average precision are shares from 0 to 1, 0 where undefined; the confusion matrix has
+    true classes as rows.
     """
     predictions = logits.argmax(dim=1)
     truth, guess = labels.numpy(), predictions.numpy()
@@ -34,11 +40,18 @@ def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> d
             for number, name in enumerate(class_names)
         },
         "confusion_matrix": confusion_matrix(truth, guess, labels=classes).tolist(),
+        "mean_average_precision": mean_average_precision(logits.double().softmax(dim=1).numpy(), truth),
     }
     for average in ("macro", "weighted"):
         means = precision_recall_fscore_support(truth, guess, labels=classes, average=average, zero_division=0)
         metrics[average] = {figure: float(means[i]) for i, figure in enumerate(names)}
     return metrics
+
+
+def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over the classes that occur of the area under precision and recall, each class against the others."""
+    found = np.unique(labels)
+    return float(np.mean([average_precision_score(labels == one, probabilities[:, one]) for one in found]))
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:
@@ -55,6 +68,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
         width = len(str(torch.tensor(metrics["confusion_matrix"]).max().item())) + 2
         lines += ["".join(f"{count:>{width}}" for count in row) for row in metrics["confusion_matrix"]]
     lines.append(
-        f"top-1 {metrics['acc1']:.2f} % ({metrics['correct']} of {metrics['samples']}), loss {metrics['loss']:.4f}"
+        f"top-1 {metrics['acc1']:.2f} % ({metrics['correct']} of {metrics['samples']}), loss {metrics['loss']:.4f}, "
+        f"mean average precision {metrics['mean_average_precision']:.4f}"
     )
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """A page of Markdown that goes with a model: what it is, what it was trained on, how good it is, how to load it.
 
-    python tools/model_card.py runs/demo/checkpoint_best.pth      # writes checkpoint_best.md beside it
+    python model_card.py runs/demo/checkpoint_best.pth      # writes checkpoint_best.md beside it
 
-An export has its card from tools/export.py.
+Training writes the card of the checkpoint that it evaluates at its end; an export has its card from tools/export.py.
 """
 
 import argparse
@@ -13,9 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/model_card.py` finds the project's modules
 
 from errors import UserError
 from predictor import Predictor, load_predictor
@@ -50,10 +47,12 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         file: the name of the file that the card goes with; `format`: pth for a checkpoint, or what it was exported to.
         checked: how an exported file was compared with PyTorch, and what came out.
     """
-    options, name = predictor.options, NAMES[predictor.name]
+    options, name = predictor.options, NAMES.get(predictor.name, predictor.name)
     parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
-    details = f"backbone {options.backbone}, {parameters / 1e6:.1f} million parameters, {options.input_size} px images"
-    if predictor.name != "pvt":
+    details = f"{parameters / 1e6:.1f} million parameters, {options.input_size} px images"
+    if predictor.name in NAMES:
+        details = f"backbone {options.backbone}, {details}"
+    if predictor.selects_patches:
         details += f", alpha {options.alpha}, locals {' '.join(map(str, options.locals))}"
     trained = read_checkpoint(checkpoint, "checkpoint").get("args", {})
     protocol = trained.get("protocol")
@@ -96,9 +95,9 @@ def figures(checkpoint: Path) -> list[str]:
 
 def loading(predictor: Predictor, file: str, format: str) -> str:
     """How a file is loaded, as a block of code."""
-    is_lora = predictor.name == "lora"
-    values: dict[str, Any] = {"name": file, "texts": ", ['a text']" if is_lora else ""}
-    values["inputs"] = "images, word_ids, word_mask" if is_lora else "images"
+    reads_texts = predictor.tokenizer is not None
+    values: dict[str, Any] = {"name": file, "texts": ", ['a text']" if reads_texts else ""}
+    values["inputs"] = "images, word_ids, word_mask" if reads_texts else "images"
     return LOADING[format].format(**values)
 
 
@@ -109,12 +108,12 @@ def limits(predictor: Predictor) -> str:
         "stickers was not measured. A class's probability is not how sure to be: it was not calibrated. The label says "
         "what annotators saw in a sticker, not what its sender feels."
     )
-    if predictor.name != "pvt":
+    if predictor.selects_patches:
         found += (
             " Where scores are nearly equal, rounding decides which patches are selected, so that logits differ a "
             "little between machines."
         )
-    if predictor.name == "lora":
+    if predictor.tokenizer is not None:
         found += " Texts are read in lower case and to 30 word pieces."
     return found
 
@@ -138,10 +137,14 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f"{printable(path)}: would be replaced by the model card, but is none: rename it or the output")
 
 
-def write_card_beside(checkpoint: str | Path) -> Path:
-    """Writes the card of a checkpoint beside it, `<stem>.md`, and returns its path; raises UserError."""
+def write_card_beside(checkpoint: str | Path, bert_model: str = "") -> Path:
+    """Writes the card of a checkpoint beside it, `<stem>.md`, and returns its path; raises UserError.
+
+    Args:
+        bert_model: the folder of a text encoder with a vocabulary of its own.
+    """
     checkpoint = Path(checkpoint)
-    predictor = load_predictor(checkpoint, device="cpu")
+    predictor = load_predictor(checkpoint, device="cpu", bert_model=bert_model)
     path = checkpoint.with_suffix(".md")
     write_card(path, card(predictor, checkpoint, checkpoint.name))
     return path
@@ -149,7 +152,7 @@ def write_card_beside(checkpoint: str | Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="of LORA, LORA-V or pvt")
+    parser.add_argument("checkpoint", help="of any network")
     try:
         print(write_card_beside(parser.parse_args().checkpoint))
     except UserError as error:

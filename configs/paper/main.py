@@ -1,0 +1,30 @@
+"""The paper's main table on SER30K, with what other publications report beside it (none of their code is here)."""
+
+TGCA = "TGCA-PVT, ACM MM 2024, supplement, table 1"
+table = dict(
+    title="SER30K: LORA and LORA-V",
+    rows=[
+        dict(
+            name="lora_v",
+            title="LORA-V",
+            protocols=("published", "val"),
+            published=69.22,
+            source="SER30K, ACM MM 2022 (LORA-V, LORA)",
+            time="days on a CPU, at 0.76 s an image (docs/performance.md); GPU: not measured",
+        ),
+        dict(
+            name="lora",
+            title="LORA",
+            script="main.py",
+            dataset="SER",
+            protocols=("published", "val"),
+            published=70.73,
+            source="SER30K, ACM MM 2022 (LORA-V, LORA)",
+        ),
+        dict(name="mam", title="MAM", script="", published=68.97, source=TGCA),
+        dict(name="mam_bert", title="MAM + BERT", script="", published=69.75, source=TGCA),
+        dict(name="llava", title="LLaVA-1.5-7b", script="", published=46.02, source=TGCA),
+        dict(name="tgca_pvt", title="TGCA-PVT", script="", published=71.63, source=TGCA),
+        dict(name="mghft", title="MGHFT", script="", published=73.31, source="MGHFT, ACM MM 2025"),
+    ],
+)

@@ -1,0 +1,11 @@
+"""LORA and LORA-V with PVT-tiny as the backbone, otherwise as published: not a row of the paper. Time: not measured.
+
+    torchrun --nproc_per_node=2 main.py --config configs/pvt/pvt_tiny.py --visfinetune weights/pvt_tiny.pth \\
+      --output_dir checkpoints/SER --dataset SER --data-path PATH --batch-size 16
+"""
+
+cfg = dict(
+    backbone="pvt_tiny",
+    drop_path=0.1,
+    clip_grad=None,
+)
