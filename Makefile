@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set pretraining app docs-pictures test test-app test-faults fuzz lint benchmark benchmark-gpu clean
+.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults fuzz lint benchmark benchmark-gpu clean
 
 install: $(VENV)/installed
 
@@ -40,6 +40,10 @@ pretraining: install
 	$(PYTHON) main_V.py --config configs/pretraining.py --output_dir runs/pretraining --resume auto
 	$(PYTHON) tools/shrink_checkpoint.py runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
 
+reproduce-demo: demo-set
+	$(PYTHON) tools/reproduce.py --data-root data --settings configs/paper_demo.py --train --jobs 2 \
+	  --bert-model "$$($(PYTHON) tools/make_demo_set.py --bert-folder)" --output results/demo
+
 app: $(VENV)/installed-app
 	$(PYTHON) tools/app.py $(CHECKPOINT)
 
@@ -51,12 +55,16 @@ $(VENV)/installed-browser: $(VENV)/installed-app requirements-browser.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
 	@touch $@
 
-docs-pictures: demo-v
+docs-pictures: demo-v $(VENV)/installed-browser
 	$(PYTHON) tools/visualize.py weights/lora_v_demo.pth data/demo/Images/twemoji/1F61A.png --output docs/pictures
 	$(PYTHON) tools/visualize.py runs/demo-v --output docs/pictures
+	$(PYTHON) tools/app_picture.py data/demo/Images/twemoji/1F61A.png docs/pictures/app.png
 
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: install
+	$(PYTHON) -m pytest --long -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: install
 	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py

@@ -5,7 +5,7 @@ make reproduce-demo
 
 settings = dict(
     config="configs/demo.py",
-    flags="--epochs 15 --num_workers 0 --cache-images --no-figures",
+    flags="--epochs 10 --num_workers 0 --cache-images --no-figures",
     data={"SER": "demo", "SER_V": "demo", "FI": "demo-fi", "EmotionROI": "demo-emotion-roi"},
     # Of the same kind, and small enough for two processor cores; they start from nothing.
     models={

@@ -18,7 +18,15 @@ from models import create_model
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers that share two cores: more threads than cores wait for one another
     torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
-LONG_FILES = ("test_main", "test_export", "test_resume", "test_tools", "test_visualize", "test_predictor")
+LONG_FILES = (
+    "test_main",
+    "test_export",
+    "test_resume",
+    "test_tools",
+    "test_visualize",
+    "test_predictor",
+    "test_reproduce",
+)
 SMALL = (
     "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 --num_workers 0 "
     "--unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug --no-figures"
@@ -41,19 +49,26 @@ BERT = {
 
 def pytest_addoption(parser):
     parser.addoption("--faults", action="store_true", help="kill runs at many more places, and in more ways")
+    parser.addoption("--long", action="store_true", help="only what takes minutes: exports, benchmarks, tables")
     parser.addoption("--browser", action="store_true", help="drive the page of tools/app.py in Chromium")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leaves the tests marked `faults` to `make test-faults`, those marked `browser` to `make test-app`.
+    """Leaves the tests marked `faults` to `make test-faults`, `browser` to `make test-app`, `long` to `make test-long`.
 
-    Files that take long come first, so that two workers end together.
+    `--long` runs those alone. Files that take long come first, so that two workers end together.
     """
     items.sort(key=lambda item: item.path.stem not in LONG_FILES)
-    for marker in ("faults", "browser"):
-        if not config.getoption(f"--{marker}"):
-            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker(marker)])
-            items[:] = [item for item in items if not item.get_closest_marker(marker)]
+    long = config.getoption("--long")
+
+    def is_left_out(item):
+        marked = [marker for marker in ("faults", "browser") if item.get_closest_marker(marker)]
+        if any(not config.getoption(f"--{marker}") for marker in marked):
+            return True
+        return not marked and long != bool(item.get_closest_marker("long"))
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
 
 
 class Finished(NamedTuple):

@@ -21,7 +21,9 @@ from datasets import Tokenizer, read_ser
 from errors import UserError
 from models import create_model
 from predictor import load_predictor
-from tools import export, export_check, export_files
+from tools import benchmark_onnx, export, export_check, export_files
+
+pytestmark = pytest.mark.long
 
 CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
 EXAMPLE = ROOT / "examples" / "run_onnx.py"
@@ -272,6 +274,16 @@ def test_the_card_has_the_figures_of_the_evaluation(exported):
     assert ", ".join(exported.predictor.class_names) in text
     assert "Protocol: published" in text
     assert "Apache-2.0" in text
+
+
+def test_speed_is_measured_beside_pytorch(backbone, tmp_path, capsys):
+    output = tmp_path / "onnx.json"
+    benchmark_onnx.main([str(backbone), "--rounds", "2", "--batch-sizes", "1", "2", "--output", str(output)])
+    results = json.loads(output.read_text())["results"]
+    assert [one["batch_size"] for one in results] == [1, 2]
+    for one in results:
+        assert all(0 < seconds["lower"] <= seconds["upper"] for seconds in one["seconds"].values())
+    assert capsys.readouterr().out.count("\n") == 4
 
 
 def test_a_card_beside_a_checkpoint(trained, tmp_path):

@@ -51,6 +51,7 @@ def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
     assert figures["correct"] == round(expected / 100 * 218)
 
 
+@pytest.mark.long
 def test_as_onnx_the_demo_predicts_the_same_on_all_of_test(demo_set, tmp_path):
     predictor = load_predictor(DEMO, device="cpu")
     content, _ = export.export(predictor, "onnx")

@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.attention import attend
 from tools import benchmark, benchmark_measure, plot_benchmark
 
+pytestmark = pytest.mark.long
+
 SMALL = ["--backbone", "pvt_demo", "--size", "64", "--alpha", "4", "--rounds", "1", "--threads", "1"]
 
 

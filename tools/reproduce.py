@@ -113,7 +113,9 @@ def finished(jobs: Sequence[Job], shop: Workshop, at_once: int) -> Iterator[tupl
 
 
 def open_workshop(options: argparse.Namespace, settings: Settings) -> Workshop:
-    """Where runs find what they need; raises UserError for a folder that is not there."""
+    """Where runs find what they need; raises UserError for a folder that is not there, or the wrong one."""
+    if Path.cwd() != ROOT:  # from where configs name their weights
+        raise UserError(f"run it in the project's folder: cd {ROOT}")
     for flag, folder in (("--data-root", options.data_root), ("--weights", options.weights)):
         if folder is not None and not folder.is_dir():
             raise UserError(f"{flag} {folder}: no such folder")

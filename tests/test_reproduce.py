@@ -1,0 +1,181 @@
+"""tools/reproduce.py on a small set: tables from checkpoints and trainings, and what could not be run."""
+
+import csv
+import json
+import shutil
+import sys
+
+import pytest
+
+from errors import UserError
+from options import parse_options
+from tests.conftest import ROOT, SMALL, run_process
+from tools.paper_tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
+from tools.paper_tables.writing import COLUMNS, Row, latex, markdown
+
+pytestmark = pytest.mark.long
+
+TABLES = """
+table = dict(
+    title="Small & 100 % ours",
+    rows=[
+        dict(name="given", title="LORA-V", protocols=("published", "val"), published=70.0, source="a paper"),
+        dict(name="majority", title="majority", model="majority", start=""),
+        dict(name="locals_0000", title="LORA-V, locals 0000", flags="--locals 0 0 0 0"),
+        dict(name="fi", title="LORA-V", dataset="FI", protocols=("published",)),
+        dict(name="wrong", title="LORA-V, alpha 9", flags="--alpha 9"),
+        dict(name="large", title="Swin-T", model="timm/swin"),
+        dict(name="book", title="MAM", script="", published=68.97, source="another paper"),
+        dict(name="again", title="LORA-V again", same_as="locals_0000"),
+    ],
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory, sticker_set, trained):
+    """A folder with data, a checkpoint, experiments and settings."""
+    root = tmp_path_factory.mktemp("reproduce")
+    (root / "data").mkdir()
+    (root / "data" / "SER_Dataset").symlink_to(sticker_set)
+    (root / "weights").mkdir()
+    shutil.copy(trained["lora_v"] / "checkpoint_v.pth", root / "weights" / "given.pth")
+    (root / "paper").mkdir()
+    (root / "paper" / "small.py").write_text(TABLES)
+    (root / "config.py").write_text("cfg = dict()")
+    flags = " ".join(SMALL)
+    settings = f"settings = dict(config={str(root / 'config.py')!r}, flags={flags!r}, is_published=True, "
+    (root / "settings.py").write_text(settings + "models={'timm/swin': None}, same={})")
+    return root
+
+
+def reproduce(root, *flags):
+    """Runs the tool and returns what it printed, and its tables."""
+    command = [sys.executable, "tools/reproduce.py", "--data-root", root / "data", "--weights", root / "weights"]
+    command += ["--experiments", root / "paper", "--settings", root / "settings.py", "--runs", root / "runs"]
+    finished = run_process(*command, "--output", root / "results", *flags)
+    assert finished.code == 0, finished.output
+    return finished.output, json.loads((root / "results" / "tables.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def filled(workshop):
+    """What is there without training, and then with it; starts without weights of a backbone, as settings say."""
+    _, before = reproduce(workshop)
+    source = (workshop / "paper" / "small.py").read_text()
+    (workshop / "paper" / "small.py").write_text(source.replace('flags="--l', 'start="", flags="--l'))
+    output, after = reproduce(workshop, "--train", "--jobs", "2")
+    return before, after, output
+
+
+def row(tables, name, protocol="val"):
+    """A row of tables.json."""
+    return next(
+        one for table in tables["tables"] for one in table["rows"] if (one["name"], one["protocol"]) == (name, protocol)
+    )
+
+
+def test_a_checkpoint_is_evaluated_and_compared_with_what_was_published(filled, trained):
+    found = row(filled[0], "given", "published")
+    expected = json.loads((trained["lora_v"] / "checkpoint_v_test.json").read_text())
+    (figures,) = found["seeds"].values()
+    for name in ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples"):
+        assert figures[name] == expected[name]
+    low, high = figures["intervals"]["acc1"]
+    assert low <= figures["acc1"] <= high
+    assert figures["parameters"] > 1e6
+    assert figures["operations"] > 1e7
+    assert figures["images_per_second"] > 0
+    assert found["difference"] == f"{expected['acc1'] - 70:+.2f}, not reproduced"
+
+
+def test_what_is_not_there_says_why(filled):
+    before, after, _ = filled
+    assert row(before, "given")["not_run"].startswith("no given.pth in --weights, and without --train")
+    assert row(before, "locals_0000")["not_run"].startswith("no locals_0000.pth in --weights")
+    assert row(after, "fi", "published")["not_run"].startswith("no data: ")
+    assert row(after, "given")["not_run"] == "no pvt_small.pth in --weights, from which training starts"
+    assert row(after, "large")["not_run"] == "timm/swin has no small form in these settings"
+    assert row(after, "book")["not_run"] == "a figure of the literature"
+
+
+def test_what_is_missing_is_trained(filled, workshop):
+    after = filled[1]
+    folder = workshop / "runs" / "locals_0000" / "val-0"
+    expected = json.loads((folder / "checkpoint_v_best_test.json").read_text())
+    found = row(after, "locals_0000")["seeds"]["0"]
+    assert (found["acc1"], found["from"]) == (expected["acc1"], "training")
+    assert expected["run"]["options"]["locals"] == [0, 0, 0, 0]
+    assert row(after, "again")["seeds"] == row(after, "locals_0000")["seeds"]
+    assert row(after, "majority")["seeds"]["0"]["samples"] == 7
+
+
+def test_a_second_call_trains_nothing_again(filled, workshop):
+    log = workshop / "runs" / "locals_0000" / "val-0" / "run.log"
+    before = log.stat().st_mtime_ns
+    _, tables = reproduce(workshop, "--train", "--only", "locals_0000")
+    assert log.stat().st_mtime_ns == before
+    assert [one["name"] for table in tables["tables"] for one in table["rows"]] == ["locals_0000"]
+
+
+def test_every_format_has_every_row(filled, workshop):
+    reproduce(workshop)
+    results = workshop / "results"
+    with (results / "tables.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["row"] for line in lines][:3] == ["LORA-V", "LORA-V", "majority"]
+    assert len(lines) == 9
+    text = (results / "tables.md").read_text()
+    assert text.count("| LORA-V | published |") == 2
+    assert "Published: a paper. Published: another paper." in text
+    tex = (results / "tables.tex").read_text()
+    assert r"\caption{Small \& 100 \% ours}" in tex
+    assert tex.count(r" \\") == 10
+
+
+def test_seeds_have_mean_and_deviation():
+    figures = {"macro": dict.fromkeys(("precision", "recall", "f1"), 0.5), "mean_average_precision": 0.4}
+    figures |= {"weighted": figures["macro"], "samples": 10, "parameters": 2e6, "operations": 3e9, "from": "training"}
+    figures |= {"intervals": {"acc1": [40.0, 80.0]}, "images_per_second": 5.0, "minutes": 2.0, "per_class": {}}
+    runs = {seed: {**figures, "acc1": acc1} for seed, acc1 in enumerate((50.0, 60.0, 70.0))}
+    one = Experiment("a", "A_1", published=70.0)
+    rows = {"t": [Row(one, "val", runs), Row(one, "published", "no data: a|b")]}
+    facts = {"command": "c", "machine": "m", "threads": 1, "torch": "2", "date": "d", "minutes": 1, "comparable": True}
+    facts["cost_device"] = "a CPU"
+    text = markdown([Table("t", "T", "", [one])], rows, facts)
+    assert "| A_1 | val | 60.00 ± 10.00 | 40.00 to 80.00 |" in text
+    assert "| -10.00 | 10 | 0 1 2 |" in text
+    assert "not run: no data: a/b" in text
+    assert r"A\_1 & val & 60.00 $\pm$ 10.00" in latex([Table("t", "T", "", [one])], rows, facts)
+    assert {line.count("|") for line in text.splitlines() if line.startswith("| ") and "class" not in line} == {
+        len(COLUMNS) + 1
+    }
+
+
+def test_the_papers_experiments_are_command_lines():
+    """Every flag is one, every figure has its source, and the small settings name data sets and models that exist."""
+    tables = read_tables(ROOT / "configs" / "paper")
+    rows = originals(tables)
+    assert (rows["lora_v"].published, rows["lora"].published) == (69.22, 70.73)
+    for one in rows.values():
+        parse_options([*one.flags.split(), *(["--model", one.model] if one.model else [])], {})
+        assert bool(one.source) == (one.published is not None)
+        assert (ROOT / "configs" / "pvt" / f"{one.backbone}.py").is_file()
+    settings = read_settings(ROOT / "configs" / "paper_demo.py")
+    assert not settings.is_published
+    used = {one.model for one in rows.values()} | {one.backbone for one in rows.values()}
+    assert set(settings.models) <= used
+    assert set(settings.same) <= set(rows)
+
+
+def test_wrong_experiments_are_said(tmp_path):
+    with pytest.raises(UserError, match="expected files of experiments"):
+        read_tables(tmp_path)
+    (tmp_path / "a.py").write_text("table = dict(title='A', rows=[dict(name='a', title='A', colour=1)])")
+    with pytest.raises(UserError, match=r"a.py: expected table = dict\(title, note, rows\)"):
+        read_tables(tmp_path)
+    (tmp_path / "a.py").write_text("table = dict(title='A', rows=[dict(name='a', title='A')] * 2)")
+    with pytest.raises(UserError, match="experiments named twice or not at all"):
+        read_tables(tmp_path)
+    with pytest.raises(UserError, match="--only"):
+        choose([Table("t", "T", "", [Experiment("a", "A")])], ["b"])
