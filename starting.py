@@ -20,7 +20,7 @@ from utils.logging import print0
 from utils.text_encoder import load_text_encoder
 
 CHECKPOINT_STEMS = {"lora": "checkpoint", "lora_v": "checkpoint_v", "pvt": "checkpoint_pvt"}
-COMMANDS = {"lora": "main.py", "lora_v": "main_V.py"}  # of another network: --model
+COMMANDS = {"lora": "main.py", "lora_v": "main_V.py", "pvt": "main_V.py --model pvt"}  # of others: --model
 ARCHITECTURE_OPTIONS = ("backbone", "alpha", "locals", "hidden_dim", "tokens")  # which a checkpoint fits or not
 DEFAULT_VOCABULARY = Path(__file__).parent / "weights" / "vocab.txt"
 BERT_VOCABULARY = 30522  # of bert-base-uncased, which published checkpoints have

@@ -279,7 +279,7 @@ def test_another_data_set_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "nowhere: expected the folder of a data set, found no such folder"),
+        (["nowhere"], "nowhere: expected the folder of a data set, or its CSV file, found no such folder"),
         (["."], "found none of them: name the data set with --dataset"),
         (["set", "--workers", "0"], "--workers 0: expected at least 1"),
         (["set", "--json", "nowhere/x.json"], "--json nowhere/x.json: expected a file in a folder, found no such"),

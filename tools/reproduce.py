@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(shop.threads)
     on_cuda = torch.cuda.is_available()
     facts = machine("cuda" if on_cuda else "cpu") | {"threads": shop.threads, "comparable": settings.is_published}
-    facts["command"] = shlex.join(["python", "tools/reproduce.py", *words])
+    facts["command"] = shlex.join(["python", "tools/reproduce.py", *words]).replace(f"{ROOT}{os.sep}", "")
     facts["cost_device"] = "a GPU" if on_cuda else f"a CPU, threads: {shop.threads}"
     jobs = jobs_of(tables, everything, settings.same, options)
     distinct = list(dict.fromkeys(job for several in jobs.values() for job in several))
