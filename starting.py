@@ -157,7 +157,7 @@ def build_model(
 ) -> nn.Module:
     """The network with the weights that it starts from; `say` is told what was loaded."""
     names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
-    names += ("hidden_dim", "backbone", "tunebert")
+    names += ("hidden_dim", "backbone", "tokens", "tunebert")
     settings = {name: getattr(options, name) for name in names}
     if is_baseline(options.model):
         model = build_baseline(options, start, num_classes)
@@ -170,7 +170,7 @@ def build_model(
         source = f"--visfinetune {options.visfinetune}"
         state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
         state, interpolated = fit_position_embeddings(state, model.vision_model.state_dict())
-        account = load_state(model.vision_model, state, source, may_lack=is_local, may_leave=is_head)
+        account = load_state(model.vision_model, state, source, may_lack=is_new, may_leave=is_head)
         say(account + interpolated)
     elif options.visfinetune and start.get("model"):
         say(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
@@ -204,9 +204,9 @@ def is_pooler(name: str) -> bool:
     return name.startswith("pooler.")
 
 
-def is_local(name: str) -> bool:
-    """What local re-attention adds to the backbone."""
-    return name.startswith(("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj"))
+def is_new(name: str) -> bool:
+    """What is added to the backbone: local re-attention's parameters, or the classifier of --model pvt."""
+    return is_head(name) or name.startswith(("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj"))
 
 
 def is_head(name: str) -> bool:

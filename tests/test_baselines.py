@@ -139,6 +139,20 @@ def test_flags_that_do_not_go_together(sticker_set, tmp_path, flags, message):
     assert "Traceback" not in finished.output
 
 
+def test_tokens_and_a_pretrained_classifier_by_flags(sticker_set, tmp_path):
+    """The flag reaches the network and its checkpoint; PVT starts from a backbone without a head."""
+    arguments = [*SMALL, "--epochs", "1", "--data-path", sticker_set]
+    backbone = ["--visfinetune", "weights/pvt_demo.pth"]
+    finished = run_here("main_V.py", *arguments, *backbone, "--tokens", "global", "--output_dir", tmp_path / "global")
+    assert finished.code == 0, finished.output
+    checkpoint = tmp_path / "global" / "checkpoint_v.pth"
+    assert load_predictor(checkpoint, device="cpu").model.pos_embed.shape[1] == 4
+    whole = run_here("main_V.py", *arguments, "--resume", checkpoint, "--eval")
+    assert "trained with --tokens global, found --tokens both" in whole.output
+    finished = run_here("main_V.py", *arguments, *backbone, "--model", "pvt", "--output_dir", tmp_path / "pvt")
+    assert finished.code == 0, finished.output
+
+
 PATCHES = 2 * (1 * 64 + 2 * 16 + 4 * 4 + 6 * 1)  # alpha * heads * squared reduction, over the stages
 
 

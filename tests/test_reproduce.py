@@ -25,6 +25,7 @@ table = dict(
         dict(name="fi", title="LORA-V", dataset="FI", protocols=("published",)),
         dict(name="wrong", title="LORA-V, alpha 9", flags="--alpha 9"),
         dict(name="large", title="Swin-T", model="timm/swin"),
+        dict(name="stand_in", title="Big", model="timm/big", start=""),
         dict(name="book", title="MAM", script="", published=68.97, source="another paper"),
         dict(name="again", title="LORA-V again", same_as="locals_0000"),
     ],
@@ -45,7 +46,7 @@ def workshop(tmp_path_factory, sticker_set, trained):
     (root / "config.py").write_text("cfg = dict()")
     flags = " ".join(SMALL)
     settings = f"settings = dict(config={str(root / 'config.py')!r}, flags={flags!r}, is_published=True, "
-    (root / "settings.py").write_text(settings + "models={'timm/swin': None}, same={})")
+    (root / "settings.py").write_text(settings + "models={'timm/swin': None, 'timm/big': 'timm/test_vit'}, same={})")
     return root
 
 
@@ -108,6 +109,8 @@ def test_what_is_missing_is_trained(filled, workshop):
     assert expected["run"]["options"]["locals"] == [0, 0, 0, 0]
     assert row(after, "again")["seeds"] == row(after, "locals_0000")["seeds"]
     assert row(after, "majority")["seeds"]["0"]["samples"] == 7
+    assert row(after, "stand_in")["title"] == "Big (timm/test_vit in its place)"
+    assert row(after, "stand_in")["seeds"]["0"]["samples"] == 7
 
 
 def test_a_second_call_trains_nothing_again(filled, workshop):
@@ -124,13 +127,13 @@ def test_every_format_has_every_row(filled, workshop):
     with (results / "tables.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["row"] for line in lines][:3] == ["LORA-V", "LORA-V", "majority"]
-    assert len(lines) == 9
+    assert len(lines) == 10
     text = (results / "tables.md").read_text()
     assert text.count("| LORA-V | published |") == 2
     assert "Published: a paper. Published: another paper." in text
     tex = (results / "tables.tex").read_text()
     assert r"\caption{Small \& 100 \% ours}" in tex
-    assert tex.count(r" \\") == 10
+    assert tex.count(r" \\") == 11
 
 
 def test_seeds_have_mean_and_deviation():

@@ -57,8 +57,7 @@ def test_as_onnx_the_demo_predicts_the_same_on_all_of_test(demo_set, tmp_path):
     content, _ = export.export(predictor, "onnx")
     run = export_check.onnx_runner(content)
     images = torch.stack([predictor.tensor(sample.path) for sample in read_ser(demo_set, "test")])
-    for batch in images.split(32):
-        found, _ = run([batch])
-        expected = predictor.logits(batch)
-        assert torch.equal(found.argmax(dim=1), expected.argmax(dim=1))
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+    found = export_check.compare(predictor, run, [[batch] for batch in images.split(32)])
+    assert (found.images, found.other_predictions) == (218, 0)
+    assert found.difference <= 1e-4 * found.scale  # where both take the same patches
+    assert found.score_gap < 1e-5  # other patches are taken where rounding decides between them

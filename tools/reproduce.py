@@ -30,6 +30,7 @@ from option_types import natural, positive_int
 from tools.benchmark_measure import machine
 from tools.paper_tables.experiments import (
     PROTOCOLS,
+    Experiment,
     Settings,
     Table,
     choose,
@@ -37,7 +38,7 @@ from tools.paper_tables.experiments import (
     read_settings,
     read_tables,
 )
-from tools.paper_tables.running import Job, NotRun, Workshop, fill
+from tools.paper_tables.running import Job, NotRun, Workshop, fill, stand_in
 from tools.paper_tables.writing import Row, Rows, write_tables
 
 Results = dict[Job, dict[str, Any] | str]
@@ -79,7 +80,7 @@ def jobs_of(
     return jobs
 
 
-def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results) -> Rows:
+def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results, settings: Settings) -> Rows:
     """The rows of each table with what is known so far; a seed that failed makes its row say so."""
     rows: Rows = {}
     for table in tables:
@@ -88,8 +89,14 @@ def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results
             for protocol in dict.fromkeys(job.protocol for job in jobs[one.name]):
                 found = {job.seed: results.get(job, "not yet") for job in jobs[one.name] if job.protocol == protocol}
                 failed = [value for value in found.values() if isinstance(value, str)]
-                rows[table.name].append(Row(one, protocol, failed[0] if failed else found))
+                rows[table.name].append(Row(titled(one, settings), protocol, failed[0] if failed else found))
     return rows
+
+
+def titled(one: Experiment, settings: Settings) -> Experiment:
+    """The experiment with a title that names the model which took the place of its own."""
+    model = stand_in(one, settings)
+    return one if model in (None, one.model) else one._replace(title=f"{one.title} ({model} in its place)")
 
 
 def attempt(job: Job, shop: Workshop) -> dict[str, Any] | str:
@@ -157,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = f"{job.experiment.name}, {job.protocol}, seed {job.seed}"
         print(f"{len(results)}/{len(distinct)} {name}: {said}", flush=True)
         facts["minutes"] = (time.monotonic() - began) / 60
-        write_tables(options.output, tables, gather(tables, jobs, results), facts)
+        write_tables(options.output, tables, gather(tables, jobs, results, settings), facts)
     print(f"written to {options.output / 'tables.md'}, .csv, .json and .tex")
 
 

@@ -94,7 +94,7 @@ def head(facts: dict[str, Any]) -> str:
     protocols = "; ".join(f"`{name}`: {text}" for name, text in PROTOCOLS.items())
     return (
         f"`{facts['command']}`, {facts['machine']}, {facts['threads']} threads a run, torch {facts['torch']}, "
-        f"{facts['date']}, {facts['minutes']:.0f} minutes.\n\n"
+        f"{facts['date']}, {facts['minutes']:.0f} minutes, without runs that were there already.\n\n"
         f"Percent; mean ± standard deviation over the seeds where there are several; 95 %: bootstrap interval of the "
         f"first seed's top-1 over the test samples. Protocols: {protocols}. Operations: a forward pass of one image, "
         f"a multiplication and an addition are two. Images a second: forward, batch of 8, measured on "
