@@ -19,17 +19,19 @@ def table_rows(file: Path, report: Report) -> Iterator[tuple[int, dict[str, str]
         UserError: a file that is missing or no table; a wrong row goes to `report`.
     """
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), restkey="more", restval="")
-    lacking = set(COLUMNS).difference(reader.fieldnames or ())
-    if lacking:
-        found = f"none of the name {', '.join(sorted(lacking))}"
-        raise mistake(file, f"a table with the columns {', '.join(COLUMNS)}", found, "name the columns in line 1")
     try:
+        lacking = set(COLUMNS).difference(reader.fieldnames or ())
+        if lacking:
+            found = f"none of the name {', '.join(sorted(lacking))}"
+            raise mistake(file, f"a table with the columns {', '.join(COLUMNS)}", found, "name the columns in line 1")
         for row in reader:
             where = f"line {reader.line_num}"
             if "more" in row or not all(row[name] for name in COLUMNS):
                 report(entry_mistake(file, where, "a path, a label and a split", shown(list(row.values()))))
             elif row["split"] not in TABLE_SPLITS:
                 report(entry_mistake(file, where, "the split train, val or test", shown(row["split"])))
+            elif not row["label"].isprintable():  # such as two lines, after a quote that is not closed
+                report(entry_mistake(file, where, "a label of printable characters", shown(row["label"])))
             else:
                 yield reader.line_num, row
     except csv.Error as error:

@@ -48,6 +48,7 @@ def test_a_table_has_the_samples_of_its_lines(table, sticker_set):
         (("a.png", "", "test", ""), "line 3: expected a path, a label and a split"),
         (("a.png", "calm", "dev", ""), "line 3: expected the split train, val or test, found str 'dev'"),
         (("a.png", "sad", "test", ""), "line 3: expected a label that train has: calm, found str 'sad'"),
+        (("a.png", "two\nlines", "test", ""), "line 4: expected a label of printable characters"),
         (("b.png", "calm", "test", ""), "b.png"),
         (("../a.png", "calm", "test", ""), "a path out of it"),
     ],

@@ -90,12 +90,12 @@ def test_a_checkpoint_is_evaluated_and_compared_with_what_was_published(filled, 
     assert found["difference"] == f"{expected['acc1'] - 70:+.2f}, not reproduced"
 
 
-def test_what_is_not_there_says_why(filled):
+def test_what_is_not_there_says_why(filled, workshop):
     before, after, _ = filled
     assert row(before, "given")["not_run"].startswith("no given.pth in --weights, and without --train")
     assert row(before, "locals_0000")["not_run"].startswith("no locals_0000.pth in --weights")
     assert row(after, "fi", "published")["not_run"].startswith("no data: ")
-    assert row(after, "given")["not_run"] == "no pvt_small.pth in --weights, from which training starts"
+    assert row(after, "given")["not_run"] == f"no {workshop / 'weights' / 'pvt_small.pth'}, from which training starts"
     assert row(after, "large")["not_run"] == "timm/swin has no small form in these settings"
     assert row(after, "book")["not_run"] == "a figure of the literature"
 
@@ -119,6 +119,25 @@ def test_a_second_call_trains_nothing_again(filled, workshop):
     _, tables = reproduce(workshop, "--train", "--only", "locals_0000")
     assert log.stat().st_mtime_ns == before
     assert [one["name"] for table in tables["tables"] for one in table["rows"]] == ["locals_0000"]
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(filled, workshop):
+    settings = workshop / "settings.py"
+    before = settings.read_text()
+    settings.write_text(before.replace("--epochs 2", "--epochs 3"))
+    _, tables = reproduce(workshop, "--only", "locals_0000")
+    settings.write_text(before)
+    assert "is of another command: remove it" in row(tables, "locals_0000")["not_run"]
+
+
+def test_a_newer_checkpoint_is_evaluated_anew(filled, workshop):
+    result = workshop / "runs" / "given" / "weights" / "given_test.json"
+    before = result.stat().st_mtime_ns
+    reproduce(workshop, "--only", "given")
+    assert result.stat().st_mtime_ns == before
+    (workshop / "weights" / "given.pth").touch()
+    reproduce(workshop, "--only", "given")
+    assert result.stat().st_mtime_ns > before
 
 
 def test_every_format_has_every_row(filled, workshop):

@@ -38,7 +38,7 @@ from tools.paper_tables.experiments import (
     read_settings,
     read_tables,
 )
-from tools.paper_tables.running import Job, NotRun, Workshop, fill, stand_in
+from tools.paper_tables.running import Job, NotRun, Workshop, fill, stand_in, training_command
 from tools.paper_tables.writing import Row, Rows, write_tables
 
 Results = dict[Job, dict[str, Any] | str]
@@ -47,7 +47,13 @@ Results = dict[Job, dict[str, Any] | str]
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR", help="folder of the data sets")
-    parser.add_argument("--weights", type=Path, metavar="DIR", help="folder of checkpoints and of pvt_small.pth")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=Path("weights"),
+        metavar="DIR",
+        help="folder of checkpoints and of pvt_small.pth (default: weights)",
+    )
     parser.add_argument("--train", action="store_true", help="train what has no checkpoint")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="tables or rows (default: all)")
     parser.add_argument("--seeds", nargs="+", type=natural, default=[0], help="of the trainings (default: 0)")
@@ -80,17 +86,29 @@ def jobs_of(
     return jobs
 
 
-def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results, settings: Settings) -> Rows:
-    """The rows of each table with what is known so far; a seed that failed makes its row say so."""
-    rows: Rows = {}
+def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results, shop: Workshop) -> Rows:
+    """The rows of each table with what is known so far, one for each protocol of an experiment."""
+    rows: Rows = {table.name: [] for table in tables}
     for table in tables:
-        rows[table.name] = []
         for one in table.rows:
             for protocol in dict.fromkeys(job.protocol for job in jobs[one.name]):
-                found = {job.seed: results.get(job, "not yet") for job in jobs[one.name] if job.protocol == protocol}
-                failed = [value for value in found.values() if isinstance(value, str)]
-                rows[table.name].append(Row(titled(one, settings), protocol, failed[0] if failed else found))
+                own = [job for job in jobs[one.name] if job.protocol == protocol]
+                rows[table.name].append(row_of(one, own, results, shop))
     return rows
+
+
+def row_of(one: Experiment, jobs: Sequence[Job], results: Results, shop: Workshop) -> Row:
+    """The row of the jobs that differ in their seed alone; one that failed makes it say so."""
+    first, found = jobs[0], {job.seed: results.get(job, "not yet") for job in jobs}
+    failed = [value for value in found.values() if isinstance(value, str)]
+    runs_here = first.experiment.script and stand_in(first.experiment, shop.settings) is not None
+    told = shlex.join(["python", *training_command(first, shop)]) if runs_here else ""
+    return Row(titled(one, shop.settings), first.protocol, failed[0] if failed else found, hidden_root(told))
+
+
+def hidden_root(text: str) -> str:
+    """A command as one types it in the project's folder, so that tables name no folder of one machine."""
+    return text.replace(f"{ROOT}{os.sep}", "")
 
 
 def titled(one: Experiment, settings: Settings) -> Experiment:
@@ -124,7 +142,7 @@ def open_workshop(options: argparse.Namespace, settings: Settings) -> Workshop:
     if Path.cwd() != ROOT:  # from where configs name their weights
         raise UserError(f"run it in the project's folder: cd {ROOT}")
     for flag, folder in (("--data-root", options.data_root), ("--weights", options.weights)):
-        if folder is not None and not folder.is_dir():
+        if not folder.is_dir():
             raise UserError(f"{flag} {folder}: no such folder")
     return Workshop(
         settings=settings,
@@ -153,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(shop.threads)
     on_cuda = torch.cuda.is_available()
     facts = machine("cuda" if on_cuda else "cpu") | {"threads": shop.threads, "comparable": settings.is_published}
-    facts["command"] = shlex.join(["python", "tools/reproduce.py", *words]).replace(f"{ROOT}{os.sep}", "")
+    facts["command"] = hidden_root(shlex.join(["python", "tools/reproduce.py", *words]))
     facts["cost_device"] = "a GPU" if on_cuda else f"a CPU, threads: {shop.threads}"
     jobs = jobs_of(tables, everything, settings.same, options)
     distinct = list(dict.fromkeys(job for several in jobs.values() for job in several))
@@ -164,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name = f"{job.experiment.name}, {job.protocol}, seed {job.seed}"
         print(f"{len(results)}/{len(distinct)} {name}: {said}", flush=True)
         facts["minutes"] = (time.monotonic() - began) / 60
-        write_tables(options.output, tables, gather(tables, jobs, results, settings), facts)
+        write_tables(options.output, tables, gather(tables, jobs, results, shop), facts)
     print(f"written to {options.output / 'tables.md'}, .csv, .json and .tex")
 
 

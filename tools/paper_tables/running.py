@@ -17,6 +17,7 @@ from errors import UserError
 from predictor import load_predictor
 from tools.benchmark_measure import ATTENTION_FLOPS
 from tools.paper_tables.experiments import Experiment, Settings
+from utils.logging import write_whole
 from utils.predictions import read_predictions
 from utils.statistics import bootstrap
 
@@ -42,7 +43,7 @@ class Workshop(NamedTuple):
 
     settings: Settings
     data_root: Path
-    weights: Path | None
+    weights: Path
     runs: Path
     bert_model: str
     launcher: str
@@ -68,18 +69,39 @@ def fill(job: Job, shop: Workshop) -> dict[str, Any]:
     data = data_path(job, shop)
     if not data.is_dir():
         raise NotRun(f"no data: {data}")
-    checkpoint = shop.weights and shop.weights / f"{one.name}.pth"
-    if checkpoint and checkpoint.is_file() and job.protocol == one.protocols[0]:
-        folder = shop.runs / one.name / "weights"
-        if not any(folder.glob("*_test.json")):
-            run([*command(job, shop), "--resume", str(checkpoint), "--eval", "--output-dir", str(folder)], folder, shop)
-        return figures(folder, checkpoint, shop) | {"from": str(checkpoint)}
-    folder = shop.runs / one.name / f"{job.protocol}-{job.seed}"
+    checkpoint = shop.weights / f"{one.name}.pth"
+    if checkpoint.is_file() and job.protocol == one.protocols[0]:
+        return evaluated(job, shop, checkpoint)
+    return trained(job, shop)
+
+
+def evaluated(job: Job, shop: Workshop, checkpoint: Path) -> dict[str, Any]:
+    """The figures of a checkpoint that is there, evaluated anew where it is newer than its figures."""
+    folder = shop.runs / job.experiment.name / "weights"
+    result = folder / f"{checkpoint.stem}_test.json"
+    if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
+        (folder / "cost.json").unlink(missing_ok=True)
+        run([*command(job, shop), "--resume", str(checkpoint), "--eval", "--output-dir", str(folder)], folder, shop)
+    return figures(folder, checkpoint, shop) | {"from": str(checkpoint)}
+
+
+def trained(job: Job, shop: Workshop) -> dict[str, Any]:
+    """The figures of a training, which goes on where it stopped."""
+    one, folder = job.experiment, run_folder(job, shop)
+    words = training_command(job, shop)
+    note, told = folder / "command.txt", shlex.join(words)
+    if note.is_file() and note.read_text(encoding="utf-8") != told:
+        raise NotRun(f"{folder} is of another command: remove it, or name another folder with --runs")
     chosen = "_best_test.json" if one.model != "majority" else "_test.json"
     if not any(folder.glob(f"checkpoint*{chosen}")):
         if not shop.train:
             raise NotRun(f"no {one.name}.pth in --weights, and without --train none is made")
-        run([*command(job, shop), *training_flags(job, shop), "--output-dir", str(folder)], folder, shop)
+        start = start_weights(job, shop)
+        if start and not start.is_file():
+            raise NotRun(f"no {start}, from which training starts")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(note, told.encode())
+        run(words, folder, shop)
         if job.protocol == "published" and one.model != "majority":  # whose run evaluates its last epoch at the end
             (best,) = folder.glob("checkpoint*_best.pth")
             run([*command(job, shop), "--resume", str(best), "--eval"], folder, shop)
@@ -97,11 +119,22 @@ def data_path(job: Job, shop: Workshop) -> Path:
     return shop.data_root / shop.settings.data[job.experiment.dataset]
 
 
+def run_folder(job: Job, shop: Workshop) -> Path:
+    """Where a job is trained."""
+    return shop.runs / job.experiment.name / f"{job.protocol}-{job.seed}"
+
+
+def start_weights(job: Job, shop: Workshop) -> Path | None:
+    """The file that a training of PVT starts from, as published; other settings have it in their config."""
+    if shop.settings.is_published and job.experiment.start == "pvt":
+        return shop.weights / f"{job.experiment.backbone}.pth"
+    return None
+
+
 def command(job: Job, shop: Workshop) -> list[str]:
-    """What every run of a job has in common."""
+    """What every run of a job has in common: the script and its flags."""
     one = job.experiment
-    words = [*(shlex.split(shop.launcher) or [sys.executable]), one.script]
-    words += ["--config", shop.settings.config or f"configs/pvt/{one.backbone}.py"]
+    words = [one.script, "--config", shop.settings.config or f"configs/pvt/{one.backbone}.py"]
     words += ["--dataset", one.dataset, "--data-path", str(data_path(job, shop)), "--seed", str(job.seed)]
     if model := stand_in(one, shop.settings):
         words += ["--model", model]
@@ -112,22 +145,19 @@ def command(job: Job, shop: Workshop) -> list[str]:
     return [*words, *shlex.split(shop.settings.flags), *shlex.split(one.flags)]
 
 
-def training_flags(job: Job, shop: Workshop) -> list[str]:
-    """What a training has besides: protocol, resumption, and as published the weights that it starts from."""
-    words = ["--protocol", job.protocol, "--resume", "auto"]
-    if shop.settings.is_published and job.experiment.start == "pvt":
-        name = f"{job.experiment.backbone}.pth"
-        path = shop.weights and shop.weights / name
-        if not path or not path.is_file():
-            raise NotRun(f"no {name} in --weights, from which training starts")
-        words += ["--visfinetune", str(path)]
+def training_command(job: Job, shop: Workshop) -> list[str]:
+    """The script and flags that train a job."""
+    words = [*command(job, shop), "--protocol", job.protocol, "--resume", "auto"]
+    if start := start_weights(job, shop):
+        words += ["--visfinetune", str(start)]
     elif shop.settings.is_published and job.experiment.start == "timm":
         words.append("--pretrained")
-    return words
+    return [*words, "--output-dir", str(run_folder(job, shop))]
 
 
 def run(words: list[str], folder: Path, shop: Workshop) -> None:
-    """Runs a command, its output in run.log of the folder; raises NotRun with the last line of one that failed."""
+    """Runs a script with its flags, its output in run.log; raises NotRun with the last line of one that failed."""
+    words = [*(shlex.split(shop.launcher) or [sys.executable]), *words]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.log").open("a", encoding="utf-8") as log:
         print(f"$ {shlex.join(words)}", file=log, flush=True)

@@ -22,11 +22,12 @@ Outcome = dict[int, dict[str, Any]] | str  # the figures by seed, or why there a
 
 
 class Row(NamedTuple):
-    """A row of a table, under one protocol, with what came out."""
+    """A row of a table, under one protocol, with what came out, and the command that trains its first seed."""
 
     experiment: Experiment
     protocol: str
     outcome: Outcome
+    command: str = ""
 
 
 Rows = dict[str, list[Row]]  # by the name of the table
@@ -46,8 +47,9 @@ def cells(row: Row, facts: dict[str, Any]) -> list[str]:
     one, outcome = row.experiment, row.outcome
     published = "" if one.published is None else f"{one.published:.2f}"
     if isinstance(outcome, str):
-        protocol = row.protocol if one.script else ""
-        return [one.title, protocol, f"not run: {outcome}".replace("|", "/"), *[""] * 8, published, *[""] * 7]
+        protocol, time = (row.protocol, one.time) if one.script else ("", "")
+        reason = f"not run: {outcome}".replace("|", "/")
+        return [one.title, protocol, reason, *[""] * 8, published, *[""] * 6, time]
     runs = list(outcome.values())
     first = runs[0]
     shares = [[run[kind][name] for run in runs] for kind in ("macro", "weighted") for name in SHARES]
@@ -164,6 +166,7 @@ def as_json(table: Table, rows: Sequence[Row], facts: dict[str, Any]) -> dict[st
         {
             **row.experiment._asdict(),
             "protocol": row.protocol,
+            "command": row.command,
             **({"not_run": row.outcome} if isinstance(row.outcome, str) else {"seeds": row.outcome}),
             **({} if isinstance(row.outcome, str) else {"difference": difference(row, facts)}),
         }
