@@ -63,7 +63,10 @@ def prepare_computing(options: argparse.Namespace, model: nn.Module) -> None:
     model.to(memory_format=memory_format(options))
     vision_model = getattr(model, "vision_model", None)  # bert and majority see no image
     if options.grad_checkpointing and vision_model is not None:
-        vision_model.set_grad_checkpointing(True)
+        try:
+            vision_model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:  # some of timm's networks
+            raise UserError(f"--grad-checkpointing: {options.model} cannot do it: leave the flag out") from error
     if options.compile and vision_model is not None:
         vision_model.compile()
 

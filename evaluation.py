@@ -129,8 +129,7 @@ def predictions_table(run: Run, predictions: Predictions, split: str) -> str:
     """A line of CSV for each sample: image below the data's folder, label, prediction, a probability a class."""
     dataset = run.data[split]
     names = dataset.class_names
-    root = Path(run.options.data_path)
-    root = root.parent if run.options.dataset == "csv" else root
+    root = datasets.images_root(run.options.dataset, run.options.data_path)
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["image", "label", "prediction", *(f"p_{name}" for name in names)])

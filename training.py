@@ -269,8 +269,6 @@ def draw_figures(run: Run, training: Training, metrics: dict[str, Any]) -> None:
 
 def overlays(run: Run, training: Training) -> Iterator[tuple[str, Any]]:
     """What the network looked at in the first images of test that can be read, as figures with names."""
-    if run.options.model not in ("lora", "lora_v"):
-        return  # selects no patches
     from explain import explain
     from overlay import explanation_figure
     from predictor import Predictor
@@ -279,6 +277,6 @@ def overlays(run: Run, training: Training) -> Iterator[tuple[str, Any]]:
     predictor = Predictor(
         training.measured, run.options, data.class_names, run.start.get("tokenizer"), run.processes.device
     )
-    for sample in data.samples[:SAMPLES_SHOWN]:
+    for sample in data.samples[:SAMPLES_SHOWN] if predictor.selects_patches else ():
         with suppress(UserError):
             yield f"looked at/{sample.path.name}", explanation_figure(explain(predictor, sample.path, sample.text))

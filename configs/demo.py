@@ -1,7 +1,7 @@
 """LORA (main.py) and LORA-V (main_V.py) on the demo sticker set, small enough for two processor cores.
 
-    make demo      LORA, 6 minutes of training; with one thread val 92 %, test 89 % (three seeds)
-    make demo-v    LORA-V, 4 minutes; with one thread val 92 %, test 86 % (three seeds)
+    make demo      LORA, 8 minutes with installation; with one thread val 92 %, test 89 % (three seeds)
+    make demo-v    LORA-V; with one thread val 92 %, test 86 % (three seeds)
 
 AMD EPYC, 2026-11-24. The backbone starts from weights/pvt_demo.pth, pretrained on drawn emoji (configs/pretraining.py).
 Chosen on val; see results/demo/table.md and the README for what the figures mean.

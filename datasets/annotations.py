@@ -146,7 +146,7 @@ def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample
     rows = list(table_rows(file, report))
     names = table_classes(file, rows)
     chosen = ((number, row) for number, row in rows if row["split"] == split)
-    return _samples(file, file.parent, chosen, partial(_table_entry, names=names), report)
+    return _samples(file, images_root("csv", file), chosen, partial(_table_entry, names=names), report)
 
 
 def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
@@ -166,6 +166,11 @@ def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
     if len({name.casefold() for name in names}) < len(names):
         raise mistake(folder, "class folders that differ in more than case", shown(names), "put them together")
     return names
+
+
+def images_root(dataset: str, root: str | Path) -> Path:
+    """The folder below which a data set's images lie, and from which predictions name them: a table's is its own."""
+    return Path(root).parent if dataset == "csv" else Path(root)
 
 
 def _samples(

@@ -129,6 +129,7 @@ def test_the_majority_needs_no_training(sticker_set, tmp_path):
         (["--model", "timm/test_vit", "--pretrained", "--visfinetune", "w.pth"], "both name weights"),
         (["--model", "timm/test_vit", "--layer-decay", "0.9"], "--layer-decay is for lora, lora_v and pvt"),
         (["--model", "majority", "--visfinetune", "w.pth"], "--model majority sees no image"),
+        (["--model", "timm/dla46_c", "--grad-checkpointing"], "timm/dla46_c cannot do it"),
         (["--tokens", "some"], "invalid choice: 'some'"),
     ],
 )

@@ -25,7 +25,7 @@ from sklearn.manifold import TSNE
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
 
-from datasets import read_image
+from datasets import images_root, read_image
 from errors import UserError
 from explain import explain, keeping
 from overlay import explanation_figure
@@ -70,12 +70,11 @@ def read_run(folder: Path) -> RunFolder:
         log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
         metrics = json.loads((folder / f"{stem}_test.json").read_text(encoding="utf-8"))
         options = json.loads((folder / "options.json").read_text(encoding="utf-8"))["options"]
-        root = Path(options["data_path"])
+        root = images_root(options["dataset"], options["data_path"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: expected the files that a run writes, found {error!r}; evaluate it anew") from error
     found = read_predictions(folder / f"{stem}_test.csv")
     rows = zip(found.images, found.labels, found.predictions, found.probabilities, strict=True)
-    root = root.parent if options.get("dataset") == "csv" else root
     names = found.class_names
     samples = [Sample(root / image, names[label], names[guess], p[guess]) for image, label, guess, p in rows]
     return RunFolder(log, metrics, samples, options, folder / f"{stem}.pth")
