@@ -29,9 +29,9 @@ from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from tools.benchmark_rows import Setting, Step, build_network, build_step
+from utils.allocator import M_MMAP_THRESHOLD
 
 GIB = 2**30
-M_MMAP_THRESHOLD = -3  # of mallopt: larger pieces go back to the system when they are freed
 LONG_SECONDS = 20  # a step that takes longer is run once for its memory
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product gives the device's rate
 
@@ -154,7 +154,7 @@ class ProcessMemory:
     """The resident set of this process, limited through its data segment; Linux alone."""
 
     def __init__(self, limit: float):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)  # what is freed leaves the resident set at once
         status = self.status()
         self.before = status["VmRSS"]
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]

@@ -44,19 +44,24 @@ def locals_row(local: str) -> Row:
     return Row(f"LORA-V, locals {local}", "main_V.py", flags=("--locals", *local))
 
 
-SCRATCH = ("--visfinetune", "")
+SCRATCH = Row("LORA-V, backbone not pretrained", "main_V.py", flags=("--visfinetune", ""))
+PVT = Row("PVT, the backbone as a plain classifier", "main_V.py", flags=("--model", "pvt"))
+LORA_V = Row("LORA-V", "main_V.py")
+LORA = Row("LORA", "main.py")
 ROWS = {
-    "lora_v": Row("LORA-V", "main_V.py"),
-    "scratch": Row("LORA-V, backbone not pretrained", "main_V.py", flags=SCRATCH),
-    "lora": Row("LORA", "main.py"),
-    "lora_v_concept": Row("LORA-V", "main_V.py", "concept"),
-    "scratch_concept": Row("LORA-V, backbone not pretrained", "main_V.py", "concept", SCRATCH),
-    "lora_concept": Row("LORA", "main.py", "concept"),
+    "lora_v": LORA_V,
+    "scratch": SCRATCH,
+    "pvt": PVT,
+    "lora": LORA,
+    "lora_v_concept": LORA_V._replace(split="concept"),
+    "scratch_concept": SCRATCH._replace(split="concept"),
+    "pvt_concept": PVT._replace(split="concept"),
+    "lora_concept": LORA._replace(split="concept"),
     "locals_0000": locals_row("0000"),
     "locals_0010": locals_row("0010"),
     "locals_0110": locals_row("0110"),
     "alpha_1": Row("LORA-V, alpha 1", "main_V.py", flags=("--alpha", "1")),
-    "alpha_2": Row("LORA-V, alpha 2", "main_V.py", flags=("--alpha", "2")),
+    "alpha_4": Row("LORA-V, alpha 4", "main_V.py", flags=("--alpha", "4")),
 }
 
 
@@ -97,7 +102,7 @@ def run(name: str, seed: int, threads: int) -> None:
 def read_score(name: str, seed: int) -> Score | None:
     """The score of a finished run, or None."""
     folder = run_folder(name, seed)
-    found = [*folder.glob("checkpoint_best_test.json"), *folder.glob("checkpoint_v_best_test.json")]
+    found = list(folder.glob("checkpoint*_best_test.json"))
     if not found:
         return None
     figures = json.loads(found[0].read_text(encoding="utf-8"))
