@@ -3,8 +3,8 @@
     make demo      LORA, 8 minutes with installation; with one thread val 92 %, test 89 % (three seeds)
     make demo-v    LORA-V; with one thread val 92 %, test 86 % (three seeds)
 
-AMD EPYC, 2026-11-24. The backbone starts from weights/pvt_demo.pth, pretrained on drawn emoji (configs/pretraining.py).
-Chosen on val; see results/demo/table.md and the README for what the figures mean.
+AMD EPYC, 2026-11-24; other processors give other figures. The backbone starts from weights/pvt_demo.pth, pretrained on
+drawn emoji (configs/pretraining.py). Chosen on val: results/demo/table*.md and the README say what the figures mean.
 """
 
 cfg = dict(
