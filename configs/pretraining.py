@@ -2,8 +2,8 @@
 
     make pretraining      64 minutes with one thread; val 77 %, test 76 % of 100 subgroups
 
-AMD EPYC with other work on it, 2026-11-24; seed 0. How it was run: weights/README.md. What the demo gains by it:
-results/demo/table.md.
+AMD EPYC with other work on it, 2026-11-24; seed 0. How it was run: weights/README.md. What the demo reaches
+with it: results/demo/table_amd.md and table.md.
 """
 
 cfg = dict(
