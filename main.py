@@ -23,6 +23,7 @@ from errors import Interrupted, RunError, UserError
 from evaluation import evaluate_checkpoint
 from options import parse_options
 from training import train
+from utils.allocator import keep_freed_memory
 from utils.distributed import peer_failure, start_processes, stop_processes
 from utils.interruption import ending_on_signals
 
@@ -80,4 +81,5 @@ def explain(error: RuntimeError) -> str | None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

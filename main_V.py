@@ -8,8 +8,10 @@
 import sys
 
 from main import main
+from utils.allocator import keep_freed_memory
 
 DEFAULTS = {"model": "lora_v", "dataset": "SER_V", "texts": False}
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main(**DEFAULTS))

@@ -21,7 +21,6 @@ from errors import UserError
 from models import check_image_size, is_baseline
 from options import parse_options
 from starting import architecture_options, build_model, find_tokenizer, model_of, reads_texts
-from utils.allocator import keep_freed_memory
 from utils.checkpoint import read_checkpoint
 from utils.distributed import choose_device
 
@@ -139,10 +138,7 @@ def load_predictor(path: str | Path, *, device: str = "auto", bert_model: str = 
         check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
     model = build_model(options, start, head.shape[0], say=lambda account: None)
     class_names = names_of(start, options.dataset, head.shape[0])
-    chosen = choose_device(device, 0)
-    if chosen.type == "cpu":
-        keep_freed_memory()
-    return Predictor(model, options, class_names, tokenizer, chosen)
+    return Predictor(model, options, class_names, tokenizer, choose_device(device, 0))
 
 
 def names_of(start: dict[str, Any], dataset: str, num_classes: int) -> Sequence[str]:

@@ -38,7 +38,8 @@ def test_predicts_what_the_evaluation_did(checkpoint, sticker_set):
         assert prediction.label == row["prediction"]
         assert list(prediction.probabilities.values()) == sorted(prediction.probabilities.values(), reverse=True)
         for name, value in prediction.probabilities.items():
-            assert value == pytest.approx(float(row[f"p_{name}"]), abs=1e-5)
+            # Batches of other sizes round differently, and then patches with nearly equal scores change places.
+            assert value == pytest.approx(float(row[f"p_{name}"]), abs=2e-3)
 
 
 def test_takes_pictures_as_well_as_files(trained, sticker_set):

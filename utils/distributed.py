@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 
 from errors import Interrupted, RunError, UserError
-from utils.allocator import keep_freed_memory
 
 # The group for flags and Python objects where the default one is NCCL's, which would take them through the GPU.
 CONTROL: dict[str, dist.ProcessGroup] = {}
@@ -54,8 +53,6 @@ def start_processes(device: str, dist_url: str = "env://", *, timeout: float = 1
     """
     rank, local_rank, world_size = read_environment(os.environ)
     chosen = choose_device(device, local_rank)
-    if chosen.type == "cpu":
-        keep_freed_memory()
     if world_size == 1:
         return Processes(chosen)
     backend = "gloo"
