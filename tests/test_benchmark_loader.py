@@ -50,12 +50,12 @@ def test_the_benchmark_of_whole_runs_measures_every_switch(tmp_path, sticker_set
     (source / "Annotations").mkdir(parents=True)
     (source / "Annotations" / "image-level").symlink_to(sticker_set / "Annotations")
     (source / "Images").symlink_to(sticker_set / "Images")
-    monkeypatch.setattr(benchmark_run, "SWITCHES", ("plain", "--grad-accum-steps 2"))
+    monkeypatch.setattr(benchmark_run, "SWITCHES", ("plain", benchmark_run.GIVEN_BACK, "--grad-accum-steps 2"))
     output = tmp_path / "run.json"
     given = ["--data-path", str(source), "--backbone", "pvt_demo", "--size", "96", "--rounds", "1", "--steps", "2"]
     assert benchmark_run.main([*given, "--output", str(output)]) == 0
     rows = json.loads(output.read_text())["rows"]
-    assert list(rows) == ["plain", "--grad-accum-steps 2"]
+    assert list(rows) == ["plain", benchmark_run.GIVEN_BACK, "--grad-accum-steps 2"]
     for row in rows.values():
         assert row["seconds_an_image"]["median"] > 0
         assert 0.1 < row["peak_gib"]["median"] < 10

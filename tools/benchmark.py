@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
         check(options)
         if options.threads:
             torch.set_num_threads(options.threads)
-        if options.device == "cpu" and not options.give_back_memory:
-            keep_freed_memory()
+        if options.device == "cpu":
+            keep_freed_memory()  # as main.py does
         if options.profile:
             write_profile(options)
             return 0
@@ -91,9 +91,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--channels-last", action="append_const", dest="variants", const="channels-last")
     parser.add_argument("--grad-checkpointing", action="append_const", dest="variants", const="checkpointing")
     parser.add_argument("--bfloat16", action="append_const", dest="variants", const="bfloat16")
-    parser.add_argument(
-        "--give-back-memory", action="store_true", help="leave the CPU's allocator as it is, unlike real runs"
-    )
     parser.add_argument("--profile", type=Path, help="write a trace of one step of ours, measure nothing")
     parser.add_argument("--output", type=Path, help="JSON file")
     return parser

@@ -10,6 +10,7 @@ loader workers, the largest one's. Medians and quartiles over the rounds, a Mark
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tools.benchmark_measure import machine, summarize
 
+GIVEN_BACK = "freed memory given back"  # the command as it is without utils/allocator.py, which has no switch
+IMPORTED = "import sys; from main_V import DEFAULTS, main; sys.exit(main(**DEFAULTS))"
 SWITCHES = (
     "plain",
+    GIVEN_BACK,
     "--amp-dtype bfloat16",
     "--channels-last",
     "--grad-checkpointing",
@@ -42,26 +46,25 @@ SWITCHES = (
 def main(argv: list[str] | None = None) -> int:
     """Measures, prints the table, writes the JSON; returns the exit code."""
     options = build_parser().parse_args(argv)
-    measured: dict[str, list[tuple[float, float]]] = {switch: [] for switch in SWITCHES}
+    measured: dict[str, list[tuple[float, float]]] = {row: [] for row in dict.fromkeys(["plain", *options.rows])}
     try:
         with tempfile.TemporaryDirectory() as data:
             shorten_evaluation(options.data_path, Path(data))
             for _ in range(options.rounds):
-                for switch, values in measured.items():
+                for row, values in measured.items():
                     with tempfile.TemporaryDirectory() as folder:
-                        given = [] if switch == "plain" else switch.split()
-                        values.append(run(options, given, Path(data), Path(folder)))
+                        values.append(run(options, row, Path(data), Path(folder)))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"benchmark_run.py: error: {error}", file=sys.stderr)
         return 2
     rows = {}
-    for switch, values in measured.items():
+    for row, values in measured.items():
         seconds, peaks = zip(*values, strict=True)
-        rows[switch] = {"seconds_an_image": summarize(seconds), "peak_gib": summarize(peaks)}
+        rows[row] = {"seconds_an_image": summarize(seconds), "peak_gib": summarize(peaks)}
     settings = (
         f"LORA-V, {options.backbone}, {options.size} px, batch {options.batch_size}, {options.steps} batches a run"
     )
-    facts = {"command": " ".join(["python", "tools/benchmark_run.py", *(argv or sys.argv[1:])]), "settings": settings}
+    facts = {"command": shlex.join(["python", "tools/benchmark_run.py", *(argv or sys.argv[1:])]), "settings": settings}
     facts |= machine("cpu")
     print(format_table(rows, facts))
     if options.output:
@@ -79,14 +82,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=8, help="batches of each run")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--rows", nargs="+", choices=SWITCHES, default=SWITCHES, metavar="ROW", help="beside plain (default: all)"
+    )
     parser.add_argument("--output", type=Path, help="JSON file")
     return parser
 
 
-def run(options: argparse.Namespace, switch: list[str], data: Path, folder: Path) -> tuple[float, float]:
+def run(options: argparse.Namespace, row: str, data: Path, folder: Path) -> tuple[float, float]:
     """Trains once; returns seconds an image and peak memory in GiB; RuntimeError has the output of a failure."""
+    switch = row.split() if row.startswith("-") else []
     accumulated = int(switch[1]) if switch[:1] == ["--grad-accum-steps"] else 1
-    command = [sys.executable, "main_V.py", "--data-path", data, "--output_dir", folder, "--no-repeated-aug"]
+    program = ["-c", IMPORTED] if row == GIVEN_BACK else ["main_V.py"]
+    command = [sys.executable, *program, "--data-path", data, "--output_dir", folder, "--no-repeated-aug"]
     command += ["--backbone", options.backbone, "--input-size", options.size, "--batch-size", options.batch_size]
     command += ["--steps-per-epoch", options.steps // accumulated, "--epochs", 1, "--device", options.device]
     command += ["--num_workers", 0, *switch]
@@ -95,7 +103,7 @@ def run(options: argparse.Namespace, switch: list[str], data: Path, folder: Path
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             output.seek(0)
-            raise RuntimeError(f"{' '.join(switch) or 'plain'}: {output.read()[-500:]}")
+            raise RuntimeError(f"{row}: {output.read()[-500:]}")
     entry = json.loads((folder / "log.txt").read_text())
     return entry["train_seconds"] / (options.steps * options.batch_size), usage.ru_maxrss / 2**20
 

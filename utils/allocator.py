@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Keeps freed memory for the next tensor of its size instead of giving it back to the system.
 
     glibc gives large pieces back when they are freed, and the system hands them out again as empty pages, each made at
-    its first touch. A training step frees and asks for the same gigabytes time after time. What is kept is no more
-    than the peak, some fragments aside. Loader workers that are forked later inherit it.
+    its first touch. A training step frees and asks for the same gigabytes time after time. The price is a peak that
+    fragments make higher; both are measured in docs/performance.md. Loader workers that are forked later inherit it.
 
     Returns:
         Whether the C library took it; False where there is no glibc (macOS, musl), and nothing has changed.
