@@ -6,10 +6,11 @@ import types
 from typing import Any
 
 from errors import UserError
-from option_types import Parser, boolean
+from option_types import Parser, boolean, model_name
 from utils.messages import printable, shown
 
 MAX_CONFIG_BYTES = 2**20
+TEXT_TYPES = (None, model_name)  # the types of flags that take text
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -73,16 +74,16 @@ def config_value(actions: dict[str, argparse.Action], key: str, value: Any, path
 
 def config_item(action: argparse.Action, item: Any, where: str) -> Any:
     """One value of an entry: a number where the flag takes a number, text where it takes text, one of its choices."""
-    wants_text = action.type is None
+    wants_text = action.type in TEXT_TYPES
     if isinstance(item, bool) or isinstance(item, str) != wants_text or not isinstance(item, str | int | float):
         raise UserError(f"{where}: expected {'text' if wants_text else 'a number'}, found {type(item).__name__}")
     if action.choices and item not in action.choices:
         raise UserError(f"{where}: expected one of {', '.join(map(str, action.choices))}")
     if wants_text and not item.isprintable():
         raise UserError(f"{where}: expected text on one line, without control characters")
-    if wants_text:
+    if action.type is None:
         return item
     try:
-        return action.type(repr(item))
+        return action.type(item if wants_text else repr(item))
     except (ValueError, OverflowError, argparse.ArgumentTypeError) as error:
         raise UserError(f"{where}: {printable(error)}") from error

@@ -1,9 +1,12 @@
 """Precedence of defaults, config file and command line, and what a wrong option says."""
 
 import pytest
+from conftest import ROOT
 
 from errors import UserError
 from options import parse_options
+
+CONFIGS = ROOT / "configs"
 
 
 @pytest.fixture
@@ -49,6 +52,15 @@ def test_config_without_cfg_and_with_base(tmp_path):
     assert (options.alpha, options.epochs, options.locals) == (2, 4, [0, 1, 1, 0])
 
 
+@pytest.mark.parametrize("path", [one for one in CONFIGS.rglob("*.py") if "\ncfg = " in one.read_text()], ids=str)
+def test_shipped_configs_are_read(path):
+    assert parse_options(["--config", str(path)], {}).backbone.startswith("pvt_")
+
+
+def test_config_names_the_model(config):
+    assert parse_options(config("cfg = dict(model='timm/resnet18')"), {}).model == "timm/resnet18"
+
+
 def test_config_may_import(config):
     assert parse_options(config("import math\ncfg = dict(alpha=int(math.sqrt(16)))"), {}).alpha == 4
 
@@ -58,6 +70,8 @@ def test_config_may_import(config):
     [
         ("cfg = dict(alhpa=4)", "unknown key 'alhpa'"),
         ("cfg = dict(alpha='four')", "alpha is 'four': expected a number"),
+        ("cfg = dict(model=5)", "model is 5: expected text"),
+        ("cfg = dict(model='lora_w')", "model is 'lora_w': expected lora, lora_v"),
         ("cfg = dict(epochs=2.5)", "epochs is 2.5"),
         ("cfg = dict(epochs=True)", "epochs is True"),
         ("cfg = dict(eval=1)", "eval is 1: expected True or False"),
