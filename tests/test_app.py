@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
-import torch
 from conftest import ROOT, free_port, run_process
 from PIL import Image
 
@@ -74,20 +73,19 @@ class App(NamedTuple):
 def running(folder: Path, *arguments: Any) -> Iterator[App]:
     """Starts the app and waits until it serves."""
     port = free_port()
-    app_folders = {
+    environment = {
+        "OMP_NUM_THREADS": "1",  # as the tests' own predictor and the other processes have: conftest.py
         "TMPDIR": str(folder / "temporary"),
         "PYTHONPATH": str(folder),
         "ADDRESSES": str(folder / "asked.txt"),
     }
-    # As many as the tests' own predictor has, or rounding takes other patches where scores are nearly tied.
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     (folder / "temporary").mkdir()
     (folder / "sitecustomize.py").write_text(WATCHER)
     with (folder / "output.txt").open("w") as file:
         process = subprocess.Popen(
             [sys.executable, TOOL, *map(str, arguments), "--port", str(port)],
             cwd=ROOT,
-            env=os.environ | threads | app_folders,
+            env=os.environ | environment,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
