@@ -133,6 +133,22 @@ def test_another_seed_gives_another_split() -> None:
     assert splits[0] == splits[1] != splits[2]
 
 
+@pytest.mark.parametrize("split", ["image", "concept"])
+def test_a_larger_share_of_val_takes_from_train_alone(split: str) -> None:
+    rows = [make_demo_set.Emoji(f"{i}", "", 1 + i % 3, f"{i}") for i in range(90)]
+    stickers = [make_demo_set.Sticker("one", f"{row.codepoint}.png", row, b"") for row in rows]
+    usual, larger = (make_demo_set.split_stickers(stickers, split, 0, share) for share in (0.1, 0.4))
+    pairs = Counter(zip(usual, larger, strict=True))
+    assert pairs == {("test", "test"): 18, ("val", "val"): 9, ("train", "val"): 27, ("train", "train"): 36}
+
+
+@pytest.mark.parametrize("share", ["0", "0.6", "nan", "half"])
+def test_a_wrong_share_of_val_is_one_line(share: str) -> None:
+    result = run("--val-share", share)
+    assert result.returncode == 2
+    assert f"found {share}" in result.stderr.splitlines()[-1]
+
+
 def test_a_split_by_concept_shares_no_concept(concepts: Path) -> None:
     table = make_demo_set.read_labels(make_demo_set.LABELS)
     concept_of = {one.codepoint.removesuffix("-FE0F"): one.concept for one in table}

@@ -62,6 +62,12 @@ def test_no_emoji_of_the_concept_splits_val_and_test_is_in_it(demo, pretraining)
     assert train & found
 
 
+def test_more_of_the_demo_is_held_out_with_a_larger_share_of_val():
+    usual, larger = (make_pretraining_set.held_out(SIZE, share) for share in (0.1, 0.35))
+    assert usual.pixels < larger.pixels
+    assert usual.first < larger.first
+
+
 def styles_of(path: Path) -> str:
     """The style that a file's name begins with."""
     return max((f"{style.topic}-" for style in styles.STYLES if path.stem.startswith(style.topic)), key=len)

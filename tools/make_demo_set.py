@@ -12,6 +12,7 @@ import csv
 import hashlib
 import importlib.metadata
 import io
+import math
 import random
 import signal
 import sys
@@ -36,7 +37,7 @@ LABELS = ROOT / "tools" / "demo_set" / "labels.csv"
 COLUMNS = ["codepoint", "unicode_name", "emotion", "source", "concept"]
 EMOTIONS = ["surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral"]  # labels 1-7, as SER30K's
 SPLITS = ["train", "val", "test"]
-SHARES = {"val": 0.1, "test": 0.2}  # the rest is train
+VAL_SHARE, TEST_SHARE = 0.1, 0.2  # the rest is train
 OUTPUTS = {"image": "data/demo", "concept": "data/demo-concept"}
 CONTENT = frozenset({"Images", "Annotations", "LICENSES.md"})
 
@@ -121,18 +122,19 @@ def draw_stickers(emoji: Sequence[Emoji], size: int) -> list[Sticker]:
     return stickers
 
 
-def split_stickers(stickers: Sequence[Sticker], split: str, seed: int) -> list[str]:
+def split_stickers(stickers: Sequence[Sticker], split: str, seed: int, val_share: float = VAL_SHARE) -> list[str]:
     """The split of each sticker, 70 / 10 / 20 within each class, by image or by concept.
 
     A class of fewer than three units (images or concepts) has none for val, of one unit none for test either.
+    A larger share of val takes from train: test stays what it is, and val keeps what it has.
     """
     units = [f"{one.topic}/{one.file_name}" if split == "image" else one.emoji.concept for one in stickers]
     chosen: dict[str, str] = {}
     for label in range(1, len(EMOTIONS) + 1):
         members = sorted({unit for unit, one in zip(units, stickers, strict=True) if one.emoji.label == label})
         random.Random(f"split {seed} {label}").shuffle(members)
-        test = max(round(SHARES["test"] * len(members)), len(members) > 1)
-        val = max(round(SHARES["val"] * len(members)), len(members) > 2)
+        test = max(round(TEST_SHARE * len(members)), len(members) > 1)
+        val = max(round(val_share * len(members)), len(members) > 2)
         names = ["test"] * test + ["val"] * val
         names += ["train"] * (len(members) - len(names))
         chosen.update(zip(members, names, strict=True))
@@ -162,7 +164,7 @@ def make_set(folder: Path, emoji: Sequence[Emoji], request: dict[str, Any]) -> d
     """Draws and writes a whole set into a new folder, and returns its record."""
     options = request["options"]
     stickers = draw_stickers(emoji, options["size"])
-    splits = split_stickers(stickers, options["split"], options["seed"])
+    splits = split_stickers(stickers, options["split"], options["seed"], options["val_share"])
     entries = annotate(stickers, options["seed"])
     for one in stickers:
         path = folder / "Images" / one.topic / one.file_name
@@ -242,11 +244,25 @@ def parse_size(text: str) -> int:
     return int(text)
 
 
+def parse_val_share(text: str) -> float:
+    """The share of val, for argparse."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 0.5:
+        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 0.5, found {text}")
+    return share
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draws the demo set from the packages of requirements-demo.txt.")
     parser.add_argument("--output", type=Path, help="folder of the set (default: data/demo or data/demo-concept)")
     parser.add_argument("--split", choices=OUTPUTS, default="image", help="what is divided 70/10/20 (default: image)")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the texts (default: 0)")
+    parser.add_argument(
+        "--val-share", type=parse_val_share, default=VAL_SHARE, help="more is taken from train (default: 0.1)"
+    )
     parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
     parser.add_argument("--force", action="store_true", help="make the set anew, in place of a demo set that is there")
     parser.add_argument("--bert-folder", action="store_true", help="print the folder of the text encoder, and end")
@@ -267,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     start = time.perf_counter()
     emoji = read_labels(LABELS)
-    request = make_request("demo", RECIPE, {"split": options.split, "seed": options.seed, "size": options.size})
+    names = ("split", "seed", "size", "val_share")
+    request = make_request("demo", RECIPE, {name: getattr(options, name) for name in names})
     made_set = MadeSet(options.output, "demo", CONTENT, "Images/*/*.png")
     record = made_set.ensure(request, lambda folder: make_set(folder, emoji, request), force=options.force)
     if record is None:

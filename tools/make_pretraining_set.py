@@ -31,10 +31,12 @@ from tools.demo_set.styles import STYLES, emoji_of, pixels_on_white
 from tools.make_demo_set import (
     LABELS,
     SPLITS,
+    VAL_SHARE,
     draw_stickers,
     licences,
     make_request,
     parse_size,
+    parse_val_share,
     read_labels,
     split_stickers,
 )
@@ -62,20 +64,21 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def held_out(size: int) -> HeldOut:
+def held_out(size: int, val_share: float) -> HeldOut:
     """What is not to be learned from, of both splits of the demo set."""
     stickers = draw_stickers(read_labels(LABELS), size)
-    pixels = {
-        pixels_on_white(Image.open(io.BytesIO(one.png)))
-        for one, split in zip(stickers, split_stickers(stickers, "image", DEMO_SEED), strict=True)
-        if split != "train"
-    }
-    first = {
-        one.emoji.codepoint.split("-")[0]
-        for one, split in zip(stickers, split_stickers(stickers, "concept", DEMO_SEED), strict=True)
-        if split != "train"
-    }
-    return HeldOut(pixels, first)
+    by_image, by_concept = (
+        [
+            one
+            for one, name in zip(stickers, split_stickers(stickers, split, DEMO_SEED, val_share), strict=True)
+            if name != "train"
+        ]
+        for split in ("image", "concept")
+    )
+    return HeldOut(
+        {pixels_on_white(Image.open(io.BytesIO(one.png))) for one in by_image},
+        {one.emoji.codepoint.split("-")[0] for one in by_concept},
+    )
 
 
 def read_subgroups(path: Path) -> dict[str, str]:
@@ -123,7 +126,9 @@ def split_pictures(pictures: Sequence[Picture], seed: int) -> Iterator[tuple[str
 def make_set(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Draws and writes a whole set into a new folder, and returns its record."""
     options = request["options"]
-    pictures = list(draw_pictures(options["size"], held_out(options["size"]), read_subgroups(SUBGROUPS)))
+    pictures = list(
+        draw_pictures(options["size"], held_out(options["size"], options["val_share"]), read_subgroups(SUBGROUPS))
+    )
     counts, classes = Counter(), set()
     for split, one in split_pictures(pictures, options["seed"]):
         path = folder / split / one.class_name / one.file_name
@@ -140,6 +145,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("data/pretraining"), help="folder of the set")
     parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
     parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument(
+        "--val-share",
+        type=parse_val_share,
+        default=VAL_SHARE,
+        help="of the demo set whose val and test are left out (default: 0.1)",
+    )
     parser.add_argument("--force", action="store_true", help="make the set anew, in place of one that is there")
     return parser.parse_args(arguments)
 
@@ -152,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse(arguments)
     start = time.perf_counter()
-    request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("seed", "size")})
+    request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("seed", "size", "val_share")})
     made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png")
     record = made_set.ensure(request, lambda folder: make_set(folder, request), force=options.force)
     if record is None:
