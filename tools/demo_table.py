@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
@@ -79,15 +79,14 @@ def run_folder(name: str, seed: int) -> Path:
     return RUNS / f"{name}-{seed}"
 
 
-def run(name: str, seed: int, threads: int) -> None:
-    """Trains and evaluates a row with a seed, going on from its newest checkpoint; keeps its output in run.log.
+def run(row: Row, folder: Path, data: str, seed: int, threads: int) -> None:
+    """Trains and evaluates a row on a set, going on from its newest checkpoint; keeps its output in run.log.
 
     Raises:
         UserError: it failed, with the last line that it printed.
     """
-    row, folder = ROWS[name], run_folder(name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, row.script, "--config", "configs/demo.py", "--data-path", OUTPUTS[row.split]]
+    command = [sys.executable, row.script, "--config", "configs/demo.py", "--data-path", data]
     command += ["--output_dir", str(folder), "--seed", str(seed), "--resume", "auto", "--cache-images"]
     command += ["--num_workers", "0", *row.flags]
     if row.script == "main.py":
@@ -97,12 +96,30 @@ def run(name: str, seed: int, threads: int) -> None:
         code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if code.returncode:
         last = (folder / "run.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise UserError(f"{name}, seed {seed}: {' '.join(last)}; see {folder / 'run.log'}")
+        raise UserError(f"{row.title}, seed {seed}: {' '.join(last)}; see {folder / 'run.log'}")
 
 
-def read_score(name: str, seed: int) -> Score | None:
+def run_all(runs: Sequence[tuple[Row, Path, str, int]], jobs: int) -> Iterator[Path]:
+    """Does those runs that are not finished, `jobs` side by side, and yields the folder of each that ends."""
+    threads = threads_of(jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {
+            pool.submit(run, row, folder, data, seed, threads): folder
+            for row, folder, data, seed in runs
+            if not read_score(folder)
+        }
+        for one in as_completed(running):
+            one.result()
+            yield running[one]
+
+
+def threads_of(jobs: int) -> int:
+    """How many threads each of so many runs has."""
+    return max((os.cpu_count() or 1) // jobs, 1)
+
+
+def read_score(folder: Path) -> Score | None:
     """The score of a finished run, or None."""
-    folder = run_folder(name, seed)
     found = list(folder.glob("checkpoint*_best_test.json"))
     if not found:
         return None
@@ -149,7 +166,7 @@ def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
 
 def write_table(seeds: Sequence[int], threads: int) -> None:
     """Writes the figures of all finished runs; `threads` is how many each run has."""
-    scores = {name: {seed: score for seed in seeds if (score := read_score(name, seed))} for name in ROWS}
+    scores = {name: {seed: score for seed in seeds if (score := read_score(run_folder(name, seed)))} for name in ROWS}
     facts = {"command": "python tools/demo_table.py", **machine("cpu"), "threads": threads}
     OUTPUT.mkdir(parents=True, exist_ok=True)
     rows = {
@@ -180,15 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.chdir(ROOT)
     for split in OUTPUTS:
         make_demo_set.main(["--split", split])
-    missing = [(name, seed) for name in options.only for seed in options.seeds if not read_score(name, seed)]
-    threads = max((os.cpu_count() or 1) // options.jobs, 1)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        running = {pool.submit(run, name, seed, threads): (name, seed) for name, seed in missing}
-        for one in as_completed(running):
-            one.result()
-            print(*running[one], read_score(*running[one]), flush=True)
-            write_table(options.seeds, threads)
-    write_table(options.seeds, threads)
+    runs = [
+        (ROWS[name], run_folder(name, seed), OUTPUTS[ROWS[name].split], seed)
+        for name in options.only
+        for seed in options.seeds
+    ]
+    for folder in run_all(runs, options.jobs):
+        print(folder.name, read_score(folder), flush=True)
+        write_table(options.seeds, threads_of(options.jobs))
+    write_table(options.seeds, threads_of(options.jobs))
     print((OUTPUT / "table.md").read_text(encoding="utf-8"))
 
 

@@ -1,0 +1,29 @@
+"""The runs behind the demo's tables: done once, scored from their own files, and named where they fail."""
+
+import json
+
+import pytest
+
+from errors import UserError
+from tools.demo_table import Row, read_score, run_all
+
+pytestmark = pytest.mark.long
+ROW = Row("LORA-V", "main_V.py", flags=tuple("--epochs 1 --steps-per-epoch 1 --warmup-epochs 0 --batch-size 4".split()))
+
+
+def test_a_finished_run_is_scored_and_not_done_again(sticker_set, tmp_path):
+    runs = [(ROW, tmp_path / f"lora_v-{seed}", str(sticker_set), seed) for seed in (0, 1)]
+    assert read_score(tmp_path / "lora_v-0") is None
+    assert list(run_all(runs[:1], 1)) == [tmp_path / "lora_v-0"]
+    assert list(run_all(runs, 1)) == [tmp_path / "lora_v-1"]
+    figures = json.loads((tmp_path / "lora_v-0" / "checkpoint_v_best_test.json").read_text())
+    epoch = json.loads((tmp_path / "lora_v-0" / "log.txt").read_text())
+    score = read_score(tmp_path / "lora_v-0")
+    assert (score.test, score.val) == (figures["acc1"], epoch["val_acc1"])
+    assert score.macro_f1 == pytest.approx(100 * figures["macro"]["f1"])
+    assert json.loads((tmp_path / "lora_v-1" / "options.json").read_text())["options"]["seed"] == 1
+
+
+def test_a_run_that_fails_is_named_with_its_log(tmp_path):
+    with pytest.raises(UserError, match=r"LORA-V, seed 0: .*nowhere.*; see .*run\.log"):
+        list(run_all([(ROW, tmp_path / "run", str(tmp_path / "nowhere"), 0)], 1))
