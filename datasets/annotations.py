@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from datasets.files import mistake, printable, reason, shown
+from datasets.files import listed, mistake, printable, reason, shown
 from datasets.placing import place
 from datasets.records import (
     Report,
@@ -153,7 +153,8 @@ def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
     """The names of a data set's labels, in their order; those of `folder` and `csv` are what train has, sorted.
 
     Raises:
-        UserError: `folder` without train, without a folder in it, or with names that differ in case alone.
+        UserError: `folder` without train, without a folder in it, or with names that cannot be printed or differ in
+            case alone.
     """
     if dataset == "csv":
         return table_classes(Path(root), table_rows(Path(root), ignore))
@@ -163,6 +164,9 @@ def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
     names = tuple(_listing(folder, folders=True))
     if not names:
         raise mistake(folder, "a folder for each class", "no folder", GIVE_ROOT)
+    for name in names:
+        if not name.isprintable():
+            raise mistake(folder, "class folders of printable names", shown(name), "rename the folder")
     if len({name.casefold() for name in names}) < len(names):
         raise mistake(folder, "class folders that differ in more than case", shown(names), "put them together")
     return names
@@ -262,11 +266,11 @@ def _in_class_folders(
     found = {name: _listing(folder / name) for name in _listing(folder, folders=True)}
     strange = [name for name in found if name.casefold() not in labels]
     lacking = sorted(set(labels).difference(name.casefold() for name in found))
-    expected, remedy = f"the class folders {', '.join(names)}", "complete or rename the folders"
+    expected, remedy = f"the class folders {listed(names)}", "complete or rename the folders"
     for name in strange:
         report(UnknownLabel(str(mistake(folder, expected, f"{printable(name)} as well", remedy))))
     if lacking and not may_lack:
-        report(mistake(folder, expected, f"no {', '.join(lacking)}", remedy))
+        report(mistake(folder, expected, f"no {listed(lacking)}", remedy))
     for name, files in found.items():
         if name not in strange:
             yield from ((name, file, labels[name.casefold()]) for file in files)
@@ -284,7 +288,7 @@ def _folder_texts(root: Path) -> dict[str, str]:
     if not os.path.lexists(source):
         return {}
     texts = check_type(read_json(source), dict, source, "the file")
-    return {path: check_type(text, str, source, f"entry {printable(path)}") for path, text in texts.items()}
+    return {path: check_type(text, str, source, f"entry {listed([path])}") for path, text in texts.items()}
 
 
 def _table_entry(source: Path, number: int, row: dict[str, str], *, names: tuple[str, ...]) -> Entry:
@@ -292,7 +296,7 @@ def _table_entry(source: Path, number: int, row: dict[str, str], *, names: tuple
     where = f"line {number}"
     if row["label"] not in names:
         raise entry_mistake(
-            source, where, f"a label that train has: {', '.join(names)}", shown(row["label"]), UnknownLabel
+            source, where, f"a label that train has: {listed(names)}", shown(row["label"]), UnknownLabel
         )
     return Entry(where, (row["path"],), names.index(row["label"]), row.get("text") or "")
 

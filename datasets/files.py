@@ -3,13 +3,17 @@
 import os
 import reprlib
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from errors import UserError
 
+MAX_NAME = 60  # characters, in a row of names
+MAX_NAMES = 10
+
 _shortened = reprlib.Repr()
-_shortened.maxstring = _shortened.maxother = 60
+_shortened.maxstring = _shortened.maxother = MAX_NAME
 
 
 def printable(value: str | Path) -> str:
@@ -21,6 +25,12 @@ def printable(value: str | Path) -> str:
 def shown(value: Any) -> str:
     """A value from a file, shortened to stay readable on one line."""
     return f"{type(value).__name__} {_shortened.repr(value)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a row: the first ten, each shortened, and how many there are if there are more."""
+    row = ", ".join(printable(name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}...") for name in names[:MAX_NAMES])
+    return row if len(names) <= MAX_NAMES else f"{row}, ... ({len(names):,})"
 
 
 def mistake(path: str | Path, expected: str, found: str, remedy: str) -> UserError:

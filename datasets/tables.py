@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasets.files import mistake, shown
+from datasets.files import listed, mistake, shown
 from datasets.records import Report, entry_mistake, read_text
 
 COLUMNS = ("path", "label", "split")  # and, where there are texts, text
@@ -20,9 +20,11 @@ def table_rows(file: Path, report: Report) -> Iterator[tuple[int, dict[str, str]
     """
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), restkey="more", restval="")
     try:
-        lacking = set(COLUMNS).difference(reader.fieldnames or ())
-        if lacking:
-            found = f"none of the name {', '.join(sorted(lacking))}"
+        columns = reader.fieldnames or []
+        lacking = sorted(set(COLUMNS).difference(columns))
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if lacking or twice:
+            found = f"none of the name {listed(lacking)}" if lacking else f"several of the name {listed(twice)}"
             raise mistake(file, f"a table with the columns {', '.join(COLUMNS)}", found, "name the columns in line 1")
         for row in reader:
             where = f"line {reader.line_num}"

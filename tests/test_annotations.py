@@ -288,6 +288,19 @@ def test_folder_refuses_classes_that_differ_in_case_alone(class_folders):
             class_names("folder", class_folders)
 
 
+def test_folder_refuses_classes_that_cannot_be_printed(class_folders):
+    add_image(class_folders / "train" / "\x1b[2Jcat" / "3.png")
+    with pytest.raises(UserError, match="class folders of printable names, found str '.x1b"):
+        class_names("folder", class_folders)
+
+
+def test_folder_shortens_a_path_of_its_texts(class_folders):
+    write_json(class_folders / "texts.json", {"y" * 5000: 5})
+    with pytest.raises(UserError, match="texts.json: entry yyy") as error:
+        read_folder(class_folders, "train")
+    assert len(str(error.value)) < 1000
+
+
 def test_fi_prefers_its_list(fi):
     write_json(fi / "train.json", [["Fear/fear.jpg", 6], ["Awe/awe.jpg", 2]])
     assert read_fi(fi, "train") == [Sample(fi / "train/Fear/fear.jpg", 6, ""), Sample(fi / "train/Awe/awe.jpg", 2, "")]

@@ -12,18 +12,17 @@ from options import parse_options
 from tests.fuzzing import make_case, read_case
 from tools import fuzz
 
-COUNTS = {"annotations": 400, "images": 400, "config": 200, "checkpoints": 300}
+COUNTS = {"annotations": 400, "own-data": 400, "images": 400, "config": 200, "checkpoints": 300}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.filterwarnings("ignore")  # of Pillow and torch, on files that are broken on purpose
-def test_hostile_inputs_end_in_a_result_or_in_an_error_of_one_line(name, tmp_path):
+def test_hostile_inputs_end_in_a_result_or_in_an_error_of_one_line(name):
     outcomes = []
     for number in range(COUNTS[name]):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        make_case(name, seed=1000, number=number, folder=folder)
-        outcomes.append(read_case(name, folder))
+        with fuzz.case_folder() as folder:
+            make_case(name, seed=1000, number=number, folder=Path(folder))
+            outcomes.append(read_case(name, Path(folder)))
     assert outcomes.count("result") > COUNTS[name] // 20
     assert outcomes.count("UserError") > COUNTS[name] // 5
 

@@ -69,6 +69,20 @@ def test_a_table_without_its_columns(tmp_path):
         class_names("csv", write_table(path, [], ("path", "label", "split")))
 
 
+def test_a_table_with_a_column_twice(tmp_path):
+    path = write_table(tmp_path / "set.csv", [("a.png", "b.png", "calm", "train")], ("path", "path", "label", "split"))
+    with pytest.raises(UserError, match="found several of the name path"):
+        read_csv(path, "train")
+
+
+def test_many_and_long_names_are_told_shortly(tmp_path):
+    rows = [("a.png", f"{i:03}" + "x" * 500, "train") for i in range(40)] + [("a.png", "calm", "test")]
+    path = write_table(tmp_path / "set.csv", rows, ("path", "label", "split"))
+    with pytest.raises(UserError, match=r"train has: 000x+\.\.\., 001x+.*, \.\.\. \(40\), found str 'calm'") as error:
+        read_csv(path, "test")
+    assert len(str(error.value)) < 1000
+
+
 def test_lora_is_trained_on_a_table(table, small_bert, tmp_path):
     arguments = ["--dataset", "csv", "--data-path", table, "--bert-model", small_bert, "--output_dir", tmp_path]
     finished = run_here("main.py", *SMALL, *arguments, "--protocol", "val")
