@@ -1,7 +1,5 @@
 """The evaluation of a run's model on a split: figures, predictions, and the files that hold them."""
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from utils.distributed import failing_together, gather, largest
 from utils.interruption import StopSignals
 from utils.logging import make_writable_folder, print0, progress, write_json, write_whole
 from utils.metrics import compute_metrics, format_metrics
+from utils.predictions import PredictionFile, predictions_table
 from utils.watchdog import Watchdog
 
 
@@ -121,26 +120,21 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
             path = folder / f"{checkpoint.stem}_{split}.json"
             figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics}
             write_json(path, {**figures, "not_scored": evaluation.not_scored, "run": run.facts})
-            write_whole(path.with_suffix(".csv"), predictions_table(run, evaluation.predictions, split).encode())
+            write_whole(path.with_suffix(".csv"), predictions_table(named(run, evaluation.predictions, split)).encode())
             print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
 
 
-def predictions_table(run: Run, predictions: Predictions, split: str) -> str:
-    """A line of CSV for each sample: image below the data's folder, label, prediction, a probability a class."""
+def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
+    """The predictions with what the data set knows of them: images below its folder, and the names of the classes."""
     dataset = run.data[split]
-    names = dataset.class_names
     root = datasets.images_root(run.options.dataset, run.options.data_path)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["image", "label", "prediction", *(f"p_{name}" for name in names)])
-    probabilities = predictions.logits.double().softmax(dim=1)
-    guesses = predictions.logits.argmax(dim=1).tolist()
-    for index, label, guess, row in zip(
-        predictions.indices.tolist(), predictions.labels.tolist(), guesses, probabilities.tolist(), strict=True
-    ):
-        image = os.path.relpath(dataset.samples[index].path, root)
-        table.writerow([image, names[label], names[guess], *(f"{p:.9g}" for p in row)])
-    return text.getvalue()
+    return PredictionFile(
+        images=[os.path.relpath(dataset.samples[index].path, root) for index in predictions.indices.tolist()],
+        labels=predictions.labels.numpy(),
+        predictions=predictions.logits.argmax(dim=1).numpy(),
+        probabilities=predictions.logits.double().softmax(dim=1).numpy(),
+        class_names=tuple(dataset.class_names),
+    )
 
 
 def evaluate_checkpoint(run: Run, path: str | Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -16,6 +17,7 @@ from datasets.images import read_image
 from errors import UserError
 from tools import make_demo_set
 from tools.demo_set import styles
+from utils.predictions import read_predictions
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "make_demo_set.py"
@@ -320,8 +322,8 @@ def test_the_bert_folder_holds_an_encoder() -> None:
 
 
 def test_hog_beats_the_majority_class(demo: Path, tmp_path: Path) -> None:
-    path = tmp_path / "baselines.json"
-    result = run(demo, "--split", "test", "--json", path, tool=ROOT / "tools" / "baselines.py")
+    path, table = tmp_path / "baselines.json", tmp_path / "hog.csv"
+    result = run(demo, "--split", "test", "--json", path, "--csv", table, tool=ROOT / "tools" / "baselines.py")
     assert result.returncode == 0, result.stderr
     scores = json.loads(path.read_text(encoding="utf-8"))
     largest = max(Counter(entry["anno"] for entry in read(demo, "train")).items(), key=lambda item: item[1])[0]
@@ -330,6 +332,10 @@ def test_hog_beats_the_majority_class(demo: Path, tmp_path: Path) -> None:
     assert scores["hog"]["accuracy"] > scores["majority"]["accuracy"] + 0.2
     assert scores["hog"]["macro_f1"] > scores["majority"]["macro_f1"] + 0.2
     assert "HOG" in result.stdout
+    predictions = read_predictions(table)  # for tools/compare.py
+    assert (predictions.labels == predictions.predictions).mean() == pytest.approx(scores["hog"]["accuracy"])
+    assert np.array_equal(predictions.probabilities.argmax(axis=1), predictions.predictions)
+    assert predictions.images == [f"Images/{entry['topic']}/{entry['file_name']}" for entry in read(demo, "test")]
 
 
 def test_baselines_refuse_a_missing_folder(tmp_path: Path) -> None:

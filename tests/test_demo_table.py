@@ -2,15 +2,25 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from errors import UserError
-from tools.demo_table import Row, read_score, run_all
+from tools.demo_table import Row, emoji_accuracy, read_score, run_all
+from utils.predictions import PredictionFile
 
-pytestmark = pytest.mark.long
 ROW = Row("LORA-V", "main_V.py", flags=tuple("--epochs 1 --steps-per-epoch 1 --warmup-epochs 0 --batch-size 4".split()))
 
 
+def test_each_emoji_counts_alike():
+    images = ["Images/twemoji/1F61A.png", "Images/noto-bold/1F61A.png"]
+    images += [f"Images/openmoji/1F64E{variant}.png" for variant in ("", "-1F3FB", "-200D-2642-FE0F")]
+    labels, predictions = np.array([1, 1, 5, 5, 5]), np.array([1, 2, 5, 5, 5])
+    found = PredictionFile(images, labels, predictions, np.zeros((5, 7)), ("",) * 7)
+    assert emoji_accuracy(found) == pytest.approx((1 / 2 + 3 / 3) / 2)
+
+
+@pytest.mark.long
 def test_a_finished_run_is_scored_and_not_done_again(sticker_set, tmp_path):
     runs = [(ROW, tmp_path / f"lora_v-{seed}", str(sticker_set), seed) for seed in (0, 1)]
     assert read_score(tmp_path / "lora_v-0") is None
@@ -24,6 +34,7 @@ def test_a_finished_run_is_scored_and_not_done_again(sticker_set, tmp_path):
     assert json.loads((tmp_path / "lora_v-1" / "options.json").read_text())["options"]["seed"] == 1
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_named_with_its_log(tmp_path):
     with pytest.raises(UserError, match=r"LORA-V, seed 0: .*nowhere.*; see .*run\.log"):
         list(run_all([(ROW, tmp_path / "run", str(tmp_path / "nowhere"), 0)], 1))

@@ -2,6 +2,7 @@
 
     python tools/baselines.py data/demo                        # scores on test, about 5 seconds
     python tools/baselines.py data/demo --split val --json baselines.json
+    python tools/baselines.py data/demo --csv hog_test.csv     # for tools/compare.py: a run's predictions beside HOG's
 
 Both learn from train. Grey or colour gradients and the regression's C are chosen by accuracy on val (macro F1 where
 that is equal, then the first in the list), never on test; scores on val itself are therefore a little too good.
@@ -9,10 +10,11 @@ that is equal, then the first in the list), never on test; scores on val itself 
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -25,13 +27,21 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/baselines.py` finds the project's modules
 
-from datasets.annotations import Sample, read_ser
+from datasets.annotations import CLASS_NAMES, Sample, read_ser
 from datasets.images import read_image
 from errors import UserError
+from utils.predictions import PredictionFile, predictions_table
 
 SIZE = 64  # pixels; the side that the pictures are resized to
 MODES = ["grey", "colour"]
 C_VALUES = [1.0, 10.0, 100.0]
+
+
+class Baselines(NamedTuple):
+    """Scores of both, and the predictions of the regression."""
+
+    scores: dict[str, Any]
+    hog: PredictionFile
 
 
 def load(samples: Sequence[Sample]) -> tuple[list[Image.Image], np.ndarray]:
@@ -74,7 +84,7 @@ def fit_hog(
     return best[1], best[2]
 
 
-def run(root: Path, split: str) -> dict[str, Any]:
+def run(root: Path, split: str) -> Baselines:
     """Both baselines on a split ("val" or "test") of a set in SER30K's layout.
 
     Raises:
@@ -88,14 +98,20 @@ def run(root: Path, split: str) -> dict[str, Any]:
     train, (pictures, labels) = data["train"], data[split]
     if len(set(train[1])) < 2:
         raise UserError(f"{root}: its train split has one class only; logistic regression needs two")
-    majority = DummyClassifier(strategy="most_frequent").fit(train[1], train[1])
+    majority = DummyClassifier(strategy="most_frequent").fit(train[1], train[1]).predict(labels)
     model, settings = fit_hog(train, data["val"])
-    return {
+    descriptors = features(pictures, settings["mode"])
+    probabilities = np.zeros((len(labels), len(CLASS_NAMES["SER"])))  # 0 for a class that train has not
+    probabilities[:, model.classes_] = model.predict_proba(descriptors)
+    images = [os.path.relpath(one.path, root) for one in samples[split]]
+    hog_predictions = PredictionFile(images, labels, model.predict(descriptors), probabilities, CLASS_NAMES["SER"])
+    scores = {
         "split": split,
         "samples": {name: len(found) for name, found in samples.items()},
-        "majority": score(labels, majority.predict(labels)),
-        "hog": score(labels, model.predict(features(pictures, settings["mode"]))) | {"chosen_on_val": settings},
+        "majority": score(labels, majority) | {"class": CLASS_NAMES["SER"][majority[0]]},
+        "hog": score(labels, hog_predictions.predictions) | {"chosen_on_val": settings},
     }
+    return Baselines(scores, hog_predictions)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -122,14 +138,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("root", type=Path, help="folder of a set in SER30K's layout, such as data/demo")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="what is scored (default: test)")
     parser.add_argument("--json", type=Path, help="file that the scores are written to as well")
+    parser.add_argument("--csv", type=Path, help="file that the regression's predictions are written to")
     options = parser.parse_args(arguments)
-    results = run(options.root, options.split)
-    print(table(results))
-    if options.json is not None:
+    found = run(options.root, options.split)
+    print(table(found.scores))
+    files = {"json": json.dumps(found.scores, indent=1) + "\n", "csv": predictions_table(found.hog)}
+    for name, content in files.items():
+        path = getattr(options, name)
         try:
-            options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            if path is not None:
+                path.write_text(content, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--json {options.json} cannot be written: {error}") from error
+            raise UserError(f"--{name} {path} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":

@@ -12,11 +12,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the project's modules
@@ -24,8 +27,10 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the 
 from errors import UserError
 from tools import make_demo_set
 from tools.benchmark_measure import machine
+from tools.demo_set.styles import emoji_of
 from tools.make_demo_set import OUTPUTS, bert_folder
 from utils.logging import write_json, write_whole
+from utils.predictions import PredictionFile, read_predictions
 
 RUNS = Path("runs/table")
 OUTPUT = Path("results/demo")
@@ -67,11 +72,15 @@ ROWS = {
 
 
 class Score(NamedTuple):
-    """What a run reached, in percent, and how long its training took."""
+    """What a run reached, in percent, and how long its training took.
+
+    `by_emoji` is the accuracy on test with each emoji counted alike: some have 41 pictures, others 5.
+    """
 
     val: float
     test: float
     macro_f1: float
+    by_emoji: float
     minutes: float
 
 
@@ -127,17 +136,31 @@ def read_score(folder: Path) -> Score | None:
     log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
     seconds = sum(line["train_seconds"] for line in log)
     val = max(line["val_acc1"] for line in log)
-    return Score(val, figures["acc1"], 100 * figures["macro"]["f1"], seconds / 60)
+    by_emoji = emoji_accuracy(read_predictions(found[0].with_suffix(".csv")))
+    return Score(val, figures["acc1"], 100 * figures["macro"]["f1"], 100 * by_emoji, seconds / 60)
+
+
+def emoji_accuracy(found: PredictionFile) -> float:
+    """The mean over the emoji of the share of its pictures, in all styles, tones and genders, that are right."""
+    right = defaultdict(list)
+    for image, label, prediction in zip(found.images, found.labels, found.predictions, strict=True):
+        right[emoji_of(Path(image).stem)].append(label == prediction)
+    return mean(mean(map(float, one)) for one in right.values())
 
 
 def baselines(split: str) -> dict[str, Any]:
-    """Majority class and HOG on test, by tools/baselines.py."""
+    """Majority class and HOG on test, by tools/baselines.py, with the accuracy by emoji."""
     path = RUNS / f"baselines_{split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        command = [sys.executable, "tools/baselines.py", OUTPUTS[split], "--json", str(path)]
+        files = ["--json", str(path), "--csv", str(path.with_suffix(".csv"))]
+        command = [sys.executable, "tools/baselines.py", OUTPUTS[split], *files]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return json.loads(path.read_text(encoding="utf-8"))
+    scores, hog = json.loads(path.read_text(encoding="utf-8")), read_predictions(path.with_suffix(".csv"))
+    majority = np.full_like(hog.labels, hog.class_names.index(scores["majority"]["class"]))
+    scores["hog"]["by_emoji"] = emoji_accuracy(hog)
+    scores["majority"]["by_emoji"] = emoji_accuracy(hog._replace(predictions=majority))
+    return scores
 
 
 def spread(values: Sequence[float]) -> str:
@@ -148,14 +171,17 @@ def spread(values: Sequence[float]) -> str:
 def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
     """The table as Markdown, a part for each split."""
     where = f"{facts['machine']}, threads a run: {facts['threads']}, {facts['date']}"
-    lines = [f"`{facts['command']}`, {where}; top-1 and macro F1 in percent."]
+    lines = [f"`{facts['command']}`, {where}; figures in percent."]
+    lines += ["By emoji: top-1 with each emoji counted alike, whether it has 5 pictures or 41."]
     for split in OUTPUTS:
         found = baselines(split)
         lines += ["", f"Split by {split}, {found['samples']['test']} images in test:", ""]
-        lines += ["| | val top-1 | test top-1 | test macro F1 | training, min | seeds |", "|---|---|---|---|---|---|"]
+        lines += ["| | val top-1 | test top-1 | test macro F1 | test by emoji | training, min | seeds |"]
+        lines += ["|---" * 7 + "|"]
         for name, title in (("majority", "majority class"), ("hog", "HOG + logistic regression")):
             one = found[name]
-            lines.append(f"| {title} | | {100 * one['accuracy']:.2f} | {100 * one['macro_f1']:.2f} | | |")
+            figures = " | ".join(f"{100 * one[name]:.2f}" for name in ("accuracy", "macro_f1", "by_emoji"))
+            lines.append(f"| {title} | | {figures} | | |")
         for name, row in ROWS.items():
             if row.split == split and scores.get(name):
                 columns = [spread(values) for values in zip(*scores[name].values(), strict=True)]

@@ -1,6 +1,7 @@
-"""The predictions that an evaluation writes, `<checkpoint>_<split>.csv`, read again."""
+"""The predictions that an evaluation writes, `<checkpoint>_<split>.csv`, and reading them again."""
 
 import csv
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,18 @@ class PredictionFile(NamedTuple):
     predictions: np.ndarray
     probabilities: np.ndarray
     class_names: tuple[str, ...]
+
+
+def predictions_table(found: PredictionFile) -> str:
+    """The file's content: a line of CSV for each image."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*COLUMNS, *(f"p_{name}" for name in found.class_names)])
+    names = found.class_names
+    columns = (found.images, found.labels.tolist(), found.predictions.tolist(), found.probabilities.tolist())
+    for image, label, prediction, row in zip(*columns, strict=True):
+        table.writerow([image, names[label], names[prediction], *(f"{p:.9g}" for p in row)])
+    return text.getvalue()
 
 
 def read_predictions(path: str | Path) -> PredictionFile:
