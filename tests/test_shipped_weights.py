@@ -41,7 +41,7 @@ def test_the_backbone_has_the_names_of_a_published_pvt():
 
 
 def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
-    table = json.loads((ROOT / "results" / "demo" / "table_amd.json").read_text())
+    table = json.loads((ROOT / "results" / "demo" / "table.json").read_text())
     expected = table["rows"]["lora_v"]["seeds"]["0"]["test"]
     arguments = ["--config", "configs/demo.py", "--data-path", demo_set, "--output_dir", tmp_path, "--device", "cpu"]
     finished = run_here("main_V.py", *arguments, "--resume", DEMO, "--eval", "--num_workers", "0")

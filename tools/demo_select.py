@@ -1,7 +1,7 @@
 """Compares settings of the demo on a val of 35 %, taken from train: its own of 10 % is too small to choose by.
 
     python tools/make_pretraining_set.py --val-share 0.35 --output data/pretraining-select
-    python main_V.py --config configs/pretraining.py --data-path data/pretraining-select --num_workers 0 \\
+    python main_V.py --config configs/pretraining.py --epochs 45 --data-path data/pretraining-select --num_workers 0 \\
       --output_dir runs/pretraining-select       # a backbone that has not seen the larger val either
     python tools/demo_select.py                  # results/demo/selection.md
 

@@ -60,7 +60,6 @@ ROWS = {
     "lora": LORA,
     "lora_v_concept": LORA_V._replace(split="concept"),
     "scratch_concept": SCRATCH._replace(split="concept"),
-    "decay_concept": Row("LORA-V, layer decay 0.65", "main_V.py", "concept", ("--layer-decay", "0.65")),
     "pvt_concept": PVT._replace(split="concept"),
     "lora_concept": LORA._replace(split="concept"),
     "locals_0000": locals_row("0000"),
