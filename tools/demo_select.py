@@ -56,7 +56,7 @@ def write_selection(seeds: Sequence[int], threads: int) -> None:
     lines = [f"`{facts['command']}`, {where}; LORA-V, top-1 in percent on a val of {VAL_SHARE:.0%}.", ""]
     lines += [f"| flags beside configs/demo.py | {' | '.join(f'by {split}' for split in OUTPUTS)} |", "|---|---|---|"]
     for name, scores in found.items():
-        columns = [f"{spread(list(scores[split].values()))}" if scores[split] else "" for split in OUTPUTS]
+        columns = [spread(list(scores[split].values())) if scores[split] else "not run" for split in OUTPUTS]
         lines.append(f"| {' '.join(SETTINGS[name]) or 'none'} | {' | '.join(columns)} |")
     OUTPUT.mkdir(parents=True, exist_ok=True)
     write_json(OUTPUT / "selection.json", {**facts, "val_share": VAL_SHARE, "val_acc1": found})
