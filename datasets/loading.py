@@ -2,6 +2,7 @@
 
 import atexit
 import copy
+import ctypes
 import multiprocessing
 import re
 import signal
@@ -149,10 +150,28 @@ class _Worker(multiprocessing.Process):
         self.kill()
 
 
+class _Flag:
+    """A loader's sign to its workers that it ends, without the lock of multiprocessing's Event.
+
+    A worker that is killed while it asks an Event for its state keeps the lock, and the main process, which sets the
+    Event at its end, would wait for it for ever.
+    """
+
+    def __init__(self):
+        self._value = multiprocessing.RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._value.value = True
+
+    def is_set(self) -> bool:
+        return self._value.value
+
+
 def _worker_settings(prefetch_factor: int) -> dict[str, Any]:
     """Settings of a loader that has workers."""
     context = copy.copy(multiprocessing.get_context())
     context.Process = _Worker
+    context.Event = _Flag
     return {
         "multiprocessing_context": context,
         "prefetch_factor": prefetch_factor,

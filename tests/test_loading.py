@@ -312,6 +312,26 @@ def test_a_worker_killed_while_the_main_process_computes_is_explained(number, re
     assert remedy in line
 
 
+class KilledWhileAsking(Workers):
+    """Workers that are killed while they ask whether the loader ends, holding that question's lock if it has one."""
+
+    def __getitem__(self, index: int) -> dict:
+        frame = sys._getframe()
+        while "done_event" not in frame.f_locals:
+            frame = frame.f_back
+        lock = getattr(frame.f_locals["done_event"], "_cond", None)
+        if lock is not None:
+            lock.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+
+def test_a_worker_killed_while_it_asks_for_the_end_leaves_no_lock():
+    reading = batches(build_loader(KilledWhileAsking(), batch_size=1, num_workers=2))
+    with pytest.raises(RunError, match="data loader worker"):
+        next(reading)  # and the loader ends, or this test hangs
+
+
 class Stuck(Workers):
     """Workers that never read an item, as on a disk that does not answer."""
 
