@@ -35,6 +35,8 @@ def test_a_finished_run_is_scored_and_not_done_again(sticker_set, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_that_fails_is_named_with_its_log(tmp_path):
+def test_a_run_that_fails_is_named_with_its_log_and_ends_the_others(tmp_path):
+    runs = [(ROW, tmp_path / f"run-{seed}", str(tmp_path / "nowhere"), seed) for seed in range(9)]
     with pytest.raises(UserError, match=r"LORA-V, seed 0: .*nowhere.*; see .*run\.log"):
-        list(run_all([(ROW, tmp_path / "run", str(tmp_path / "nowhere"), 0)], 1))
+        list(run_all(runs, 1))
+    assert not (tmp_path / "run-8").exists()

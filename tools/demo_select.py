@@ -53,7 +53,8 @@ def write_selection(seeds: Sequence[int], threads: int) -> None:
     found = {name: {split: val_scores(name, split, seeds) for split in OUTPUTS} for name in SETTINGS}
     found = {name: scores for name, scores in found.items() if any(scores.values())}
     where = f"{facts['machine']}, threads a run: {threads}, {facts['date']}"
-    lines = [f"`{facts['command']}`, {where}; LORA-V, top-1 in percent on a val of {VAL_SHARE:.0%}.", ""]
+    what = f"LORA-V, top-1 in percent on a val of {VAL_SHARE:.0%}, seeds {' '.join(map(str, seeds))}"
+    lines = [f"`{facts['command']}`, {where}; {what}.", ""]
     lines += [f"| flags beside configs/demo.py | {' | '.join(f'by {split}' for split in OUTPUTS)} |", "|---|---|---|"]
     for name, scores in found.items():
         columns = [spread(list(scores[split].values())) if scores[split] else "not run" for split in OUTPUTS]
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
-    if not read_score(BACKBONE.parent):
+    if not list(BACKBONE.parent.glob("*_best_test.json")):
         raise UserError(
             f"{BACKBONE.parent}: no finished training; the first two commands at the top of tools/demo_select.py do it"
         )

@@ -108,7 +108,10 @@ def run(row: Row, folder: Path, data: str, seed: int, threads: int) -> None:
 
 
 def run_all(runs: Sequence[tuple[Row, Path, str, int]], jobs: int) -> Iterator[Path]:
-    """Does those runs that are not finished, `jobs` side by side, and yields the folder of each that ends."""
+    """Does those runs that are not finished, `jobs` side by side, and yields the folder of each that ends.
+
+    Where one fails, no other is begun.
+    """
     threads = threads_of(jobs)
     with ThreadPoolExecutor(jobs) as pool:
         running = {
@@ -116,9 +119,12 @@ def run_all(runs: Sequence[tuple[Row, Path, str, int]], jobs: int) -> Iterator[P
             for row, folder, data, seed in runs
             if not read_score(folder)
         }
-        for one in as_completed(running):
-            one.result()
-            yield running[one]
+        try:
+            for one in as_completed(running):
+                one.result()
+                yield running[one]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def threads_of(jobs: int) -> int:
@@ -179,7 +185,7 @@ def table(scores: dict[str, dict[int, Score]], facts: dict[str, Any]) -> str:
         lines += ["|---" * 7 + "|"]
         for name, title in (("majority", "majority class"), ("hog", "HOG + logistic regression")):
             one = found[name]
-            figures = " | ".join(f"{100 * one[name]:.2f}" for name in ("accuracy", "macro_f1", "by_emoji"))
+            figures = " | ".join(f"{100 * one[figure]:.2f}" for figure in ("accuracy", "macro_f1", "by_emoji"))
             lines.append(f"| {title} | | {figures} | | |")
         for name, row in ROWS.items():
             if row.split == split and scores.get(name):
