@@ -42,7 +42,7 @@ pretraining: install
 
 reproduce-demo: demo-set
 	$(PYTHON) tools/reproduce.py --data-root data --settings configs/paper_demo.py --train --jobs 2 \
-	  --bert-model "$$($(PYTHON) tools/make_demo_set.py --bert-folder)" --output results/demo
+	  --bert-model "$$($(PYTHON) tools/make_demo_set.py --bert-folder)" --output docs/results/demo
 
 app: $(VENV)/installed-app
 	$(PYTHON) tools/app.py $(CHECKPOINT)
@@ -73,7 +73,7 @@ test-app: $(VENV)/installed-browser
 	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
-	for reader in annotations own-data images config checkpoints; do $(PYTHON) tools/fuzz.py $$reader --count 20000 || exit 1; done
+	for reader in annotations own-data images config checkpoints; do $(PYTHON) tests/fuzz.py $$reader --count 20000 || exit 1; done
 
 lint: install
 	$(PYTHON) -m ruff check .
@@ -84,7 +84,7 @@ benchmark: install
 
 benchmark-gpu: install
 	$(PYTHON) tools/benchmark.py --device cuda --size 448 --dtype float16 bfloat16 --batch-size 16 max --compile \
-	  --output benchmarks/gpu.json
+	  --output docs/benchmarks/gpu.json
 
 clean:
 	rm -rf $(VENV) data runs

@@ -8,7 +8,7 @@
 import sys
 
 from main import main
-from utils.allocator import keep_freed_memory
+from runtime.setup import keep_freed_memory
 
 DEFAULTS = {"model": "lora_v", "dataset": "SER_V", "texts": False}
 

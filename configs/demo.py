@@ -4,7 +4,7 @@
     make demo-v    LORA-V, 3 minutes of training; with one thread val 92 %, test 89 % (three seeds)
 
 Intel Xeon, 2026-11-25; other processors give other figures. The backbone starts from weights/pvt_demo.pth, trained on
-drawn emoji (configs/pretraining.py). Chosen on val: results/demo/table.md and the README say what the figures mean.
+drawn emoji (configs/pretraining.py). Chosen on val: docs/results/demo/table.md and the README say what they mean.
 """
 
 cfg = dict(

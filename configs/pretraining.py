@@ -3,7 +3,7 @@
     make pretraining      75 minutes with one thread; val 83 %, test 88 % of 100 subgroups
 
 Intel Xeon with other work on it, 2026-11-25; seed 0. How it was run: weights/README.md. What the demo reaches
-with it: results/demo/table.md.
+with it: docs/results/demo/table.md.
 """
 
 cfg = dict(

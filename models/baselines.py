@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from errors import UserError
 from models.fusion import init_xavier
 from models.text import build_text_model, freeze_text_model, text_features
+from utils import UserError
 
 TIMM = "timm/"  # what a model's name begins with, before timm's own name
 NAMED_BASELINES = ("bert", "majority")

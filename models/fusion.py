@@ -4,7 +4,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from errors import UserError
+from utils import UserError
 
 NUM_HEADS = 12
 

@@ -7,13 +7,13 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from errors import UserError
 from models.classifier import PVT
 from models.fusion import FusionBlock, init_xavier
 from models.layers import layer_matcher
 from models.pvt import BACKBONES
 from models.text import MAX_TEXT_TOKENS, build_text_model, freeze_text_model, text_features
 from models.vision import VisionModel, VisualFeatures
+from utils import UserError
 
 
 class LORA_V(nn.Module):

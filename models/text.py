@@ -7,7 +7,7 @@ import torch
 from pytorch_pretrained_bert import BertConfig, BertModel
 from torch import Tensor
 
-from errors import UserError
+from utils import UserError
 
 MAX_TEXT_TOKENS = 30
 LAYERS_AVERAGED = 4

@@ -8,10 +8,10 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from errors import UserError
 from models.attention import AttentionMap
 from models.pvt import PatchEmbed, PVTConfig, build_blocks, init_linear, interpolate_position_embedding
 from models.reattention import class_token_scores, gather_patches, select_patches
+from utils import UserError
 
 TOKENS = ("both", "global", "local", "none")  # which tokens the fusion sees beside stage 4's class token
 STRIDE = 32  # pixels of the image a side of one cell of stage 4's grid

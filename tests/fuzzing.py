@@ -1,4 +1,4 @@
-"""Hostile inputs for the five readers, shared by the suite and by `tools/fuzz.py`.
+"""Hostile inputs for the five readers, shared by the suite and by `tests/fuzz.py`.
 
 A case is a folder of files that depends on the reader, a seed and a number alone. It must end in a result or in a
 UserError of one short line.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from errors import UserError
+from utils import UserError
 
 MAX_MESSAGE = 2000  # characters of an error, paths included
 MAGIC = [bytes([value]) * width for value in (0x00, 0xFF, 0x7F, 0x80, 0x01) for width in (1, 2, 4, 8)] + [

@@ -16,9 +16,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from datasets.text import Tokenizer
-from models.position import fit_position_embeddings
 from models.text import build_text_model
+from readers.checkpoint import load_state, read_checkpoint
+from readers.optimizer_state import load_optimizer_state
+from readers.text_encoder import load_text_encoder
+from readers.tokenizer import Tokenizer
+from runtime.weights import fit_position_embeddings
 from tests.fuzzing import NUMBERS, TEXTS, change, mutate, value
 from tests.fuzzing_pickles import (
     BOMBS,
@@ -30,9 +33,6 @@ from tests.fuzzing_pickles import (
     with_pickle,
     write_torch,
 )
-from utils.checkpoint import load_state, read_checkpoint
-from utils.optimizer_state import load_optimizer_state
-from utils.text_encoder import load_text_encoder
 
 BERT = {"vocab_size": 6, "hidden_size": 4, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 4}
 BERT |= {"hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}

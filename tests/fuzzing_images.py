@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.images import read_image
-from datasets.transforms import build_transform
+from datasets import build_transform
+from readers.images import read_image
 from tests.fuzzing import mutate
 
 FORMATS = [  # Pillow's name, mode, options

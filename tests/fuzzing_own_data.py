@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from datasets.annotations import class_names, read_csv, read_folder
-from errors import UserError
+from readers.annotations import class_names, read_csv, read_folder
 from tests.fuzzing import TEXTS, change, mutate
 from tests.fuzzing_texts import check_sample, encode, put_strange_things
+from utils import UserError
 
 TABLE = "stickers.csv"
 SPLITS = ("train", "val", "test")

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datasets.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
-from errors import UserError
-from options import build_parser, parse_options
+from readers.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from runtime.options import build_parser, parse_options
 from tests.fuzzing import TEXTS, change, mutate, value
+from utils import UserError
 
 LISTS = {  # a list of each kind, and where its images lie
     "Annotations/train.json": "Images",

@@ -1,4 +1,4 @@
-"""utils.allocator: that freed memory stays, counted in the pages that the system has to make."""
+"""runtime.setup.keep_freed_memory: that freed memory stays, counted in the pages that the system has to make."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 TENSORS = """
 import resource, sys, torch
-from utils.allocator import keep_freed_memory
+from runtime.setup import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,10 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
-from datasets.placing import MissingImages
-from datasets.records import UnknownLabel
-from errors import UserError
+from readers.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
+from readers.files import MissingImages, UnknownLabel
+from utils import UserError
 
 
 def entry(topic: str = "cats", file_name: str = "0.png", text: object = "hi", anno: object = 1) -> dict:

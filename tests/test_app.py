@@ -18,10 +18,10 @@ import pytest
 from conftest import ROOT, free_port, run_process
 from PIL import Image
 
-from datasets import CLASS_NAMES, read_ser
-from explain import explain
-from overlay import panels
-from predictor import load_predictor
+from inference.explain import explain
+from inference.overlay import panels
+from inference.predictor import load_predictor
+from readers.annotations import CLASS_NAMES, read_ser
 
 pytestmark = pytest.mark.browser
 

@@ -8,13 +8,13 @@ import pytest
 import timm
 import torch
 
-from datasets import CLASS_NAMES, read_ser
-from errors import UserError
+from inference.predictor import load_predictor
 from models import create_baseline, create_model
-from predictor import load_predictor
+from readers.annotations import CLASS_NAMES, read_ser
+from runtime.reports import read_predictions
 from tests.conftest import BERT, SMALL
 from tests.test_main import run_here
-from utils.predictions import read_predictions
+from utils import UserError
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 WORDS = [torch.tensor([[101, 2000, 102], [101, 3000, 102]]), torch.ones(2, 3, dtype=torch.long)]

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_process
 from PIL import Image
 
-from datasets import CLASS_NAMES
+from readers.annotations import CLASS_NAMES
 from tools import check_dataset
 
 NUMBERS = iter(range(1_000_000))

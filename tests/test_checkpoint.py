@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from errors import UserError
 from models import create_model
+from readers.checkpoint import load_state, read_checkpoint, read_weights_file
 from tests.conftest import BERT, SMALL
 from tests.test_main import assert_one_line_error, run_here
-from utils.checkpoint import load_state, read_checkpoint, read_weights_file, write_checkpoint
+from utils import UserError, write_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from models import create_model
+from readers.checkpoint import read_checkpoint
 from tests.conftest import ROOT, SMALL
 from tests.test_main import run_here
-from utils.checkpoint import read_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,13 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms
 
-import datasets
-from datasets import EvalBatchSampler, Sample, StickerDataset, batches, build_dataset, build_loader, build_transform
-from datasets.cache import available_memory
-from datasets.randomness import seed_generators
-from errors import UserError
+from datasets import Draw, StickerDataset, Transform, build_dataset, build_transform, seed_generators
+from readers.annotations import CLASS_NAMES, Sample
+from readers.image_cache import available_memory
+from readers.tokenizer import Tokenizer
+from runtime.loader import build_loader, read_batches
+from runtime.samplers import EvalBatchSampler
+from utils import UserError
 
 VOCABULARY = Path(__file__).parent.parent / "weights" / "vocab.txt"
 TEXTS = ["hello world", "", "hello world", "a ||| b", "", "hello world", "a"]
@@ -27,8 +29,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> datasets.Tokenizer:
-    return datasets.Tokenizer(VOCABULARY)
+def tokenizer() -> Tokenizer:
+    return Tokenizer(VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def evaluation() -> datasets.transforms.Transform:
+def evaluation() -> Transform:
     return build_transform(False, input_size=32)
 
 
@@ -59,7 +61,7 @@ def test_an_item_of_ser_has_image_label_index_and_words(root, tokenizer, evaluat
     dataset = build_dataset("SER", root, "test", transform=evaluation, tokenizer=tokenizer)
     assert len(dataset) == 7
     assert dataset.labels == list(range(7))
-    assert dataset.class_names == datasets.CLASS_NAMES["SER"]
+    assert dataset.class_names == CLASS_NAMES["SER"]
     assert dataset.samples[3] == Sample(root / "Images/cats/3.png", 3, "a ||| b")
     for index, text in enumerate(TEXTS):
         item = dataset[index]
@@ -161,7 +163,7 @@ def test_a_loader_gives_batches_of_tensors(root, tokenizer, evaluation, num_work
         dataset, batch_sampler=sampler, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0
     )
     for _ in range(2):
-        read = list(batches(loader))
+        read = list(read_batches(loader))
         assert [batch["index"].tolist() for batch in read] == [[0, 1, 2], [3, 4, 5], [6]]
         assert read[0]["image"].shape == (3, 3, 32, 32)
         assert read[0]["word_ids"].shape == read[0]["word_mask"].shape == (3, 30)
@@ -182,7 +184,7 @@ def test_an_incomplete_batch_is_dropped_where_asked(root, evaluation):
             pin_memory=False,
             seed=0,
         )
-        sizes[drop_last] = [batch["index"].tolist() for batch in batches(loader)]
+        sizes[drop_last] = [batch["index"].tolist() for batch in read_batches(loader)]
     assert sizes == {True: [[6, 5, 4], [3, 2, 1]], False: [[6, 5, 4], [3, 2, 1], [0]]}
 
 
@@ -191,7 +193,7 @@ def read_all(dataset: StickerDataset, num_workers: int) -> tuple[list[list[int]]
     indices = []
     loader = build_loader(dataset, batch_size=1, drop_last=False, num_workers=num_workers, pin_memory=False, seed=0)
     try:
-        for batch in batches(loader):
+        for batch in read_batches(loader):
             indices.append(batch["index"].tolist())
     except UserError as error:
         return indices, error.with_traceback(None)
@@ -217,7 +219,7 @@ def test_the_workers_end_at_once_after_an_error(tmp_path, evaluation):
     def read() -> None:
         loader = build_loader(dataset, batch_size=1, drop_last=False, num_workers=2, pin_memory=False, seed=0)
         with contextlib.suppress(UserError):
-            list(batches(loader))
+            list(read_batches(loader))
 
     dataset = StickerDataset([Sample(tmp_path / f"{n}.png", 0, "") for n in range(8)], evaluation)
     gc.collect()
@@ -245,7 +247,7 @@ class Draws(torch.utils.data.Dataset):
 def test_the_workers_generators_follow_from_the_seed():
     def draw(seed: int) -> torch.Tensor:
         loader = build_loader(Draws(), batch_size=1, drop_last=False, num_workers=2, pin_memory=False, seed=seed)
-        read = list(batches(loader))
+        read = list(read_batches(loader))
         assert all(batch["threads"].item() == 1 for batch in read)
         return torch.cat([batch["drawn"] for batch in read])
 
@@ -257,7 +259,7 @@ def test_the_workers_generators_follow_from_the_seed():
 
 def test_the_workers_stay_from_one_epoch_to_the_next():
     loader = build_loader(Draws(), batch_size=1, drop_last=False, num_workers=2, pin_memory=False, seed=0)
-    first, second = ({batch["pid"].item() for batch in batches(loader)} for _ in range(2))
+    first, second = ({batch["pid"].item() for batch in read_batches(loader)} for _ in range(2))
     assert first == second
     assert len(first) == 2
 
@@ -268,7 +270,7 @@ def test_training_batches_follow_from_the_seed(root):
 
     def images(seed: int) -> torch.Tensor:
         loader = build_loader(dataset, batch_size=7, drop_last=True, num_workers=1, pin_memory=False, seed=seed)
-        return next(batches(loader))["image"]
+        return next(read_batches(loader))["image"]
 
     assert images(3).equal(images(3))
     assert not images(3).equal(images(4))
@@ -289,7 +291,7 @@ def photographs(tmp_path_factory) -> list[Sample]:
 def items(dataset: StickerDataset) -> list:
     """Each item twice, as tensors, or the error in its place."""
     read = []
-    for draw in (datasets.Draw(index, 8) for index in 2 * list(range(len(dataset)))):
+    for draw in (Draw(index, 8) for index in 2 * list(range(len(dataset)))):
         try:
             read.append(dataset[draw]["image"])
         except UserError as error:
@@ -317,7 +319,7 @@ def test_cached_images_are_read_before_the_first_item(photographs, tmp_path):
     for path in paths:
         path.unlink()
     loader = build_loader(dataset, batch_sampler=[[0, 1, 2, 3, 4]], num_workers=1)
-    (batch,) = batches(loader)
+    (batch,) = read_batches(loader)
     assert batch["image"].shape == (5, 3, 32, 32)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images import read_image
-from errors import UserError
+from readers.images import read_image
+from runtime.reports import read_predictions
 from tools import make_demo_set
 from tools.demo_set import styles
-from utils.predictions import read_predictions
+from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / "tools" / "make_demo_set.py"

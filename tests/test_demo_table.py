@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from errors import UserError
+from runtime.reports import PredictionFile
 from tools.demo_table import Row, emoji_accuracy, read_score, run_all
-from utils.predictions import PredictionFile
+from utils import UserError
 
 ROW = Row("LORA-V", "main_V.py", flags=tuple("--epochs 1 --steps-per-epoch 1 --warmup-epochs 0 --batch-size 4".split()))
 

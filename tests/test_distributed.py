@@ -7,9 +7,8 @@ import sys
 import pytest
 import torch
 
-from errors import UserError
 from tests.conftest import ROOT, SMALL, free_port
-from utils.distributed import choose_device, read_environment
+from utils import UserError, choose_device, read_environment
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SLURM = {

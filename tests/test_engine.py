@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from engine import LossRecord, Predictions, evaluate, merge_predictions, train_one_epoch
-from errors import UserError
+from utils import UserError
 
 CPU = torch.device("cpu")
 

@@ -16,17 +16,18 @@ import torch
 from conftest import ROOT, run_process
 from PIL import Image
 
-import model_card
-from datasets import Tokenizer, read_ser
-from errors import UserError
+from inference.predictor import load_predictor
 from models import create_model
-from predictor import load_predictor
+from readers.annotations import read_ser
+from readers.tokenizer import Tokenizer
+from runtime import model_card
 from tools import benchmark_onnx, export, export_check, export_files
+from utils import UserError
 
 pytestmark = pytest.mark.long
 
 CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
-EXAMPLE = ROOT / "examples" / "run_onnx.py"
+EXAMPLE = ROOT / "docs" / "examples" / "run_onnx.py"
 TEXTS = (
     "",
     "Good morning!",
@@ -77,7 +78,7 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def example():
-    """examples/run_onnx.py as a module."""
+    """docs/examples/run_onnx.py as a module."""
     spec = importlib.util.spec_from_file_location("run_onnx", EXAMPLE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

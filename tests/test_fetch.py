@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from errors import UserError
 from models import create_model
+from readers import fetch as fetching
+from readers.checkpoint import read_checkpoint, read_weights_file
+from readers.fetch import fetch
 from tests.conftest import SMALL
 from tests.test_main import assert_one_line_error, run_here
-from utils import fetch as fetching
-from utils.checkpoint import read_checkpoint, read_weights_file
-from utils.fetch import fetch
+from utils import UserError
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

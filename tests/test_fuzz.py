@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError
-from options import parse_options
+from runtime.options import parse_options
+from tests import fuzz
 from tests.fuzzing import make_case, read_case
-from tools import fuzz
+from utils import UserError
 
 COUNTS = {"annotations": 400, "own-data": 400, "images": 400, "config": 200, "checkpoints": 300}
 

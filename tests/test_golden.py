@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 
-from build import build_optimizer, build_scheduler
 from models import create_model, vision
 from models.reattention import class_token_scores
-from options import parse_options
-from tests.oracle import golden_fill, golden_images, golden_texts
+from runtime.options import parse_options
+from runtime.setup import build_optimizer, build_scheduler
+from tests.golden_inputs import golden_fill, golden_images, golden_texts
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD = {case["name"]: case for case in json.loads((GOLDEN / "forward.json").read_text())}

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.images import read_image
-from errors import UserError
+from readers.images import read_image
+from utils import UserError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
 COLOURS = np.random.RandomState(0).randint(0, 256, (24, 20, 3), dtype=np.uint8)

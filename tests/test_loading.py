@@ -17,19 +17,11 @@ from conftest import run_process
 from PIL import Image
 from timm.data.distributed_sampler import RepeatAugSampler
 
-from datasets import (
-    BadImage,
-    Draw,
-    EvalBatchSampler,
-    Sample,
-    StickerDataset,
-    TrainBatchSampler,
-    batches,
-    build_loader,
-    build_transform,
-    worker_death,
-)
-from errors import RunError, UserError
+from datasets import BadImage, Draw, StickerDataset, build_transform
+from readers.annotations import Sample
+from runtime.loader import build_loader, read_batches, worker_death
+from runtime.samplers import EvalBatchSampler, TrainBatchSampler
+from utils import RunError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +55,9 @@ def read_training(dataset: StickerDataset, *, num_workers: int, epoch: int = 1, 
     sampler = TrainBatchSampler(RepeatAugSampler(range(12), 1, 0), 5, seed=3, rank=0)
     loader = build_loader(dataset, batch_sampler=sampler, num_workers=num_workers)
     sampler.set_epoch(0, first_batch=1)
-    list(batches(loader))
+    list(read_batches(loader))
     sampler.set_epoch(epoch, first_batch)
-    return list(batches(loader))
+    return list(read_batches(loader))
 
 
 def same(some: list[dict], others: list[dict]) -> bool:
@@ -126,7 +118,7 @@ def test_evaluation_can_leave_out_unreadable_images(stickers, tmp_path, num_work
     samples = break_images(stickers, tmp_path, 1, 4, 5, 6, 7)
     dataset = StickerDataset(samples, build_transform(False, input_size=32), on_bad_image="skip")
     loader = build_loader(dataset, batch_sampler=EvalBatchSampler(12, 4), num_workers=num_workers)
-    first, second, third = batches(loader)
+    first, second, third = read_batches(loader)
     assert first["index"].tolist() == [0, 2, 3]
     assert first["label"].tolist() == [0, 2, 3]
     assert first["image"].shape == (3, 3, 32, 32)
@@ -145,7 +137,7 @@ def test_an_image_that_the_transform_refuses_is_skipped_too(stickers, tmp_path):
     Image.new("L", (1, 60_000)).save(line)
     samples = [Sample(line, 0, ""), stickers[0]]
     dataset = StickerDataset(samples, build_transform(False, input_size=448), on_bad_image="skip")
-    (batch,) = batches(build_loader(dataset, batch_size=2))
+    (batch,) = read_batches(build_loader(dataset, batch_size=2))
     assert batch["index"].tolist() == [1]
     assert batch["skipped"][0][:2] == (0, str(line))
     assert batch["skipped"][0].reason.startswith("expected a picture of usual proportions, found 1 x 60000")
@@ -156,7 +148,7 @@ def test_training_can_replace_unreadable_images(training, stickers, tmp_path, nu
     training.samples = break_images(stickers, tmp_path, 10, 11)
     training.on_bad_image = "replace"
     keys = [[Draw(9, 1), Draw(10, 2), Draw(11, 3)]]
-    (batch,) = batches(build_loader(training, batch_sampler=keys, num_workers=num_workers))
+    (batch,) = read_batches(build_loader(training, batch_sampler=keys, num_workers=num_workers))
     assert batch["index"].tolist() == [9, 0, 0]
     for place, draw in enumerate((Draw(9, 1), Draw(0, 2), Draw(0, 3))):
         assert batch["image"][place].equal(training[draw]["image"])
@@ -166,19 +158,19 @@ def test_training_can_replace_unreadable_images(training, stickers, tmp_path, nu
 def test_ten_unreadable_images_in_a_row_end_a_training(training, stickers, tmp_path):
     training.on_bad_image = "replace"
     training.samples = break_images(stickers, tmp_path, *range(2, 11))
-    (batch,) = batches(build_loader(training, batch_sampler=[[2]]))
+    (batch,) = read_batches(build_loader(training, batch_sampler=[[2]]))
     assert batch["index"].tolist() == [11]
     assert len(batch["skipped"]) == 9
     training.samples = break_images(stickers, tmp_path, *range(2, 12))
     with pytest.raises(UserError, match=r"broken2\.png: expected readable images .* found 10 in a row that cannot"):
-        list(batches(build_loader(training, batch_sampler=[[2]])))
+        list(read_batches(build_loader(training, batch_sampler=[[2]])))
 
 
 def test_a_small_set_without_a_readable_image_ends_a_training(training, stickers, tmp_path):
     training.on_bad_image = "replace"
     training.samples = break_images(stickers[:2], tmp_path, 0, 1)
     with pytest.raises(UserError, match=r"broken1\.png: .* found 2 in a row"):
-        list(batches(build_loader(training, batch_sampler=[[1]])))
+        list(read_batches(build_loader(training, batch_sampler=[[1]])))
 
 
 class Workers(torch.utils.data.Dataset):
@@ -193,7 +185,7 @@ class Workers(torch.utils.data.Dataset):
 
 def test_workers_do_not_heed_the_signals_that_end_a_run():
     loader = build_loader(Workers(), batch_size=1, num_workers=2)
-    reading = batches(loader)
+    reading = read_batches(loader)
     pids = {next(reading)["pid"].item() for _ in range(2)}
     for pid in pids:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -230,14 +222,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 def test_no_worker_outlives_the_program(killed):
     program = """
         import os, signal, sys, torch
-        from datasets import batches, build_loader
+        from datasets import read_batches, build_loader
         class Pids(torch.utils.data.Dataset):
             def __len__(self):
                 return 8
             def __getitem__(self, index):
                 return {"pid": os.getpid()}
         loader = build_loader(Pids(), batch_size=1, num_workers=2)  # global: it is there when Python ends
-        print(*{batch["pid"].item() for batch in batches(loader)}, flush=True)
+        print(*{batch["pid"].item() for batch in read_batches(loader)}, flush=True)
         if sys.argv[1] == "True":
             os.kill(os.getpid(), signal.SIGKILL)
     """
@@ -279,7 +271,7 @@ def death_of(reading: Iterator[dict]) -> str:
     ],
 )
 def test_a_dead_worker_ends_the_batches_with_one_line(death, message):
-    line = death_of(batches(build_loader(Dying(death), batch_size=1, num_workers=2)))
+    line = death_of(read_batches(build_loader(Dying(death), batch_size=1, num_workers=2)))
     assert re.match(r"data loader worker \(process \d+\) " + message, line)
     assert line.isprintable()
 
@@ -304,7 +296,7 @@ def compute_on(seconds: float) -> str | None:
     ],
 )
 def test_a_worker_killed_while_the_main_process_computes_is_explained(number, remedy):
-    reading = batches(build_loader(Workers(), batch_size=1, num_workers=2))
+    reading = read_batches(build_loader(Workers(), batch_size=1, num_workers=2))
     pid = next(reading)["pid"].item()
     os.kill(pid, number)
     line = compute_on(20)
@@ -327,7 +319,7 @@ class KilledWhileAsking(Workers):
 
 
 def test_a_worker_killed_while_it_asks_for_the_end_leaves_no_lock():
-    reading = batches(build_loader(KilledWhileAsking(), batch_size=1, num_workers=2))
+    reading = read_batches(build_loader(KilledWhileAsking(), batch_size=1, num_workers=2))
     with pytest.raises(RunError, match="data loader worker"):
         next(reading)  # and the loader ends, or this test hangs
 
@@ -370,4 +362,4 @@ class Failing(Workers):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_another_error_leaves_the_batches_as_it_is(num_workers):
     with pytest.raises(RuntimeError, match="a mistake in the program"):
-        list(batches(build_loader(Failing(), batch_size=1, num_workers=num_workers)))
+        list(read_batches(build_loader(Failing(), batch_size=1, num_workers=num_workers)))

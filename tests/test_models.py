@@ -7,7 +7,7 @@ from torch import nn
 
 from models import create_model, pvt
 from models.pvt import PatchConv, mlp_in_rows
-from tests import oracle
+from tests import golden_inputs
 from tests.conftest import BERT
 
 LOCALS = [(1, 1, 1, 0), (0, 1, 1, 0), (0, 0, 1, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
@@ -36,7 +36,7 @@ def gradients(model, *inputs):
 def test_every_parameter_that_learns_gets_a_gradient(name, tunebert, locals_):
     """DistributedDataParallel waits for each of them, unless it is told to search."""
     model = small_model(name, locals=locals_, tunebert=tunebert).train()
-    inputs = (small_images(), *(oracle.golden_texts(0, 2) if name == "lora" else ()))
+    inputs = (small_images(), *(golden_inputs.golden_texts(0, 2) if name == "lora" else ()))
     F.cross_entropy(model(*inputs), torch.tensor([0, 1])).backward()
     for parameter_name, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
@@ -74,7 +74,7 @@ def test_gradient_checkpointing_keeps_less():
 
 def test_text_features_take_the_place_of_the_text():
     model = small_model("lora").eval()
-    ids, mask = oracle.golden_texts(0, 2)
+    ids, mask = golden_inputs.golden_texts(0, 2)
     with torch.no_grad():
         expected = model(small_images(), ids, mask)
         features = model.encode_text(ids, mask)

@@ -7,8 +7,8 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
-from errors import UserError
-from utils.optimizer_state import load_optimizer_state
+from readers.optimizer_state import load_optimizer_state
+from utils import UserError
 
 
 def take_step(model, optimizer):

@@ -3,8 +3,8 @@
 import pytest
 from conftest import ROOT
 
-from errors import UserError
-from options import parse_options
+from runtime.options import parse_options
+from utils import UserError
 
 CONFIGS = ROOT / "configs"
 

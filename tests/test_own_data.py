@@ -6,12 +6,12 @@ import json
 import pytest
 from PIL import Image
 
-from datasets import class_names, read_csv, read_folder, read_ser
-from errors import UserError
+from readers.annotations import class_names, read_csv, read_folder, read_ser
+from runtime.reports import read_predictions
 from tests.conftest import SMALL
 from tests.test_main import run_here
 from tools import check_dataset
-from utils.predictions import read_predictions
+from utils import UserError
 
 EMOTIONS = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
 

@@ -5,9 +5,9 @@ import zipfile
 import pytest
 import torch
 
-from errors import UserError
+from readers.checkpoint import read_checkpoint
 from tests.fuzzing_pickles import BOMBS, HidesMethods, with_pickle
-from utils.checkpoint import read_checkpoint
+from utils import UserError
 
 
 def test_storage_that_is_not_in_the_file_is_refused(tmp_path):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from models import create_model
-from models.position import fit_position_embeddings
+from runtime.weights import fit_position_embeddings
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import CLASS_NAMES, read_ser
-from errors import UserError
-from explain import explain
-from predictor import load_predictor
-from utils.checkpoint import read_checkpoint
+from inference.explain import explain
+from inference.predictor import load_predictor
+from readers.annotations import CLASS_NAMES, read_ser
+from readers.checkpoint import read_checkpoint
+from utils import UserError
 
 CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
 TOOL = "tools/predict.py"

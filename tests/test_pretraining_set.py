@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datasets import class_names, read_folder, read_ser
+from readers.annotations import class_names, read_folder, read_ser
 from tools import make_demo_set, make_pretraining_set
 from tools.demo_set import styles
 from tools.demo_set.styles import emoji_of, pixels_on_white

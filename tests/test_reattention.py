@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from errors import UserError
-from models import BACKBONES, create_model, reattention
+from models import BACKBONES, create_model, reattention, textbook
 from models.attention import attend
 from models.fusion import FusionBlock
-from tests import oracle
+from tests import golden_inputs
+from utils import UserError
 
 
 def random_maps(num_blocks, queries, keys, *, with_logsumexp=True, dtype=torch.float64):
@@ -35,7 +35,7 @@ def test_row_form_is_the_textbook_product(num_blocks, last_stage, block_elements
     monkeypatch.setitem(reattention.BLOCK_ELEMENTS, "cpu", block_elements)
     maps, written_out = random_maps(num_blocks, 41, 41 if last_stage else 11, with_logsumexp=with_logsumexp)
     scores = reattention.class_token_scores(maps, last_stage=last_stage)
-    expected = oracle.reattention_scores(written_out, last_stage=last_stage)
+    expected = textbook.reattention_scores(written_out, last_stage=last_stage)
     torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-15)
 
 
@@ -47,7 +47,7 @@ def test_half_precision_scores_are_float32_and_near(dtype, with_logsumexp):
     with torch.autocast("cpu", dtype=dtype):
         scores = reattention.class_token_scores(maps, last_stage=False)
     assert scores.dtype == torch.float32
-    expected = oracle.reattention_scores(exact, last_stage=False).float()
+    expected = textbook.reattention_scores(exact, last_stage=False).float()
     torch.testing.assert_close(scores, expected, rtol=0.02, atol=0)
 
 
@@ -116,12 +116,12 @@ class LargestTensor(TorchDispatchMode):
 def test_whole_network_is_the_textbook_network(locals_, depths, size, alpha, monkeypatch):
     monkeypatch.setitem(BACKBONES, "pvt_test", replace(BACKBONES["pvt_demo"], depths=depths))
     model = create_model("lora_v", locals=locals_, backbone="pvt_test", alpha=alpha, hidden_dim=96).double().eval()
-    filled = oracle.golden_fill({name: tuple(value.shape) for name, value in model.state_dict().items()})
+    filled = golden_inputs.golden_fill({name: tuple(value.shape) for name, value in model.state_dict().items()})
     model.load_state_dict(filled)
-    images = oracle.golden_images(1, 2, *size)
+    images = golden_inputs.golden_images(1, 2, *size)
     heads = model.vision_model.config.num_heads
     with torch.no_grad():
-        expected = oracle.lora_v_forward(filled, images, alpha=alpha, locals=locals_, heads=heads)
+        expected = textbook.lora_v_forward(filled, images, alpha=alpha, locals=locals_, heads=heads)
         features = model.forward_features(images)
         torch.testing.assert_close(features.tokens, expected.visual_tokens, rtol=0, atol=1e-9)
         torch.testing.assert_close(model(images), expected.logits, rtol=0, atol=1e-9)
@@ -132,12 +132,14 @@ def test_lora_is_the_textbook_network_with_text():
     bert = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
     model = create_model("lora", backbone="pvt_demo", alpha=4, hidden_dim=96, bert=bert).double().eval()
     images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    ids, mask = oracle.golden_texts(3, 2)
+    ids, mask = golden_inputs.golden_texts(3, 2)
     with torch.no_grad():
         layers, _ = model.text_model(ids, attention_mask=mask)
         features = sum(layers) / 4
         heads = model.vision_model.config.num_heads
-        expected = oracle.lora_forward(model.state_dict(), images, features, alpha=4, locals=(1, 1, 1, 0), heads=heads)
+        expected = textbook.lora_forward(
+            model.state_dict(), images, features, alpha=4, locals=(1, 1, 1, 0), heads=heads
+        )
         torch.testing.assert_close(model(images, ids, mask), expected.logits, rtol=0, atol=1e-9)
 
 

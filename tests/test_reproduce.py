@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from errors import UserError
-from options import parse_options
+from runtime.options import parse_options
 from tests.conftest import ROOT, SMALL, run_process
-from tools.paper_tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
-from tools.paper_tables.writing import COLUMNS, Row, latex, markdown
+from tools.tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
+from tools.tables.writing import COLUMNS, Row, latex, markdown
+from utils import UserError
 
 pytestmark = pytest.mark.long
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
-from errors import UserError
+from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
+from utils import UserError
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "training.json").read_text())["repeated_aug"]
 

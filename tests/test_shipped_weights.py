@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from datasets import read_ser
+from inference.predictor import load_predictor
 from models import create_model
-from predictor import load_predictor
+from readers.annotations import read_ser
+from readers.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 from tests.test_main import run_here
 from tools import export, export_check, make_demo_set
-from utils.checkpoint import read_checkpoint
 
 BACKBONE = ROOT / "weights" / "pvt_demo.pth"
 DEMO = ROOT / "weights" / "lora_v_demo.pth"
@@ -41,7 +41,7 @@ def test_the_backbone_has_the_names_of_a_published_pvt():
 
 
 def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
-    table = json.loads((ROOT / "results" / "demo" / "table.json").read_text())
+    table = json.loads((ROOT / "docs" / "results" / "demo" / "table.json").read_text())
     expected = table["rows"]["lora_v"]["seeds"]["0"]["test"]
     arguments = ["--config", "configs/demo.py", "--data-path", demo_set, "--output_dir", tmp_path, "--device", "cpu"]
     finished = run_here("main_V.py", *arguments, "--resume", DEMO, "--eval", "--num_workers", "0")

@@ -10,12 +10,12 @@ from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import average_precision_score, f1_score
 from sklearn.preprocessing import label_binarize
 
-from errors import UserError
+from engine import mean_average_precision
+from runtime.reports import read_predictions
 from tests.conftest import run_process
 from tools.compare import compare
-from utils.metrics import mean_average_precision
-from utils.predictions import read_predictions
-from utils.statistics import bootstrap, figures_of, kinds, mcnemar, paired_bootstrap
+from tools.tables.statistics import bootstrap, figures_of, kinds, mcnemar, paired_bootstrap
+from utils import UserError
 
 CLASSES = 5
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from build import build_optimizer
 from models import create_model
-from options import parse_options
+from runtime.options import parse_options
+from runtime.setup import build_optimizer
 from tests.conftest import ROOT, SMALL
 from tests.test_main import run_here
 

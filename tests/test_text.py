@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.text import Tokenizer
-from errors import UserError
+from readers.tokenizer import Tokenizer
+from utils import UserError
 
 VOCABULARY = Path(__file__).parent.parent / "weights" / "vocab.txt"
 CLS, SEP, A, B = 101, 102, 1037, 1038  # "a" and "b" are one piece each

@@ -9,12 +9,12 @@ import torch
 from pytorch_pretrained_bert import BertModel
 from safetensors.torch import load_file
 
-from errors import UserError
 from models import create_model
 from models.text import text_features
+from readers.checkpoint import load_state
+from readers.text_encoder import load_text_encoder
 from tests.conftest import BERT
-from utils.checkpoint import load_state
-from utils.text_encoder import load_text_encoder
+from utils import UserError
 
 
 @pytest.fixture(scope="module")

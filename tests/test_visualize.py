@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datasets import read_ser
-from overlay import darkened
+from inference.overlay import darkened
+from readers.annotations import read_ser
+from runtime.figures import calibration
 from tests.conftest import SMALL
 from tests.test_main import run_here
-from utils.figures import calibration
 
 TOOL = "tools/visualize.py"
 RUN_FIGURES = ("curves", "confusion_matrix", "classes", "reliability", "mistakes", "feature_map")

@@ -38,15 +38,14 @@ except ModuleNotFoundError as error:
 
 from PIL import Image
 
-from datasets import read_ser
-from errors import Interrupted, UserError
-from explain import explain
-from option_types import positive_int
-from overlay import panels
-from predictor import Prediction, Predictor, load_predictor
+from inference.explain import explain
+from inference.overlay import panels
+from inference.predictor import Prediction, Predictor, load_predictor
+from readers.annotations import read_ser
+from runtime.monitor import ending_on_signals
+from runtime.option_types import positive_int
 from tools.predict import Item, as_csv, predict
-from utils.interruption import ending_on_signals
-from utils.messages import printable
+from utils import Interrupted, UserError, printable
 
 HOST = "127.0.0.1"
 DEFAULT_CHECKPOINT = ROOT / "weights" / "lora_v_demo.pth"

@@ -27,10 +27,10 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/baselines.py` finds the project's modules
 
-from datasets.annotations import CLASS_NAMES, Sample, read_ser
-from datasets.images import read_image
-from errors import UserError
-from utils.predictions import PredictionFile, predictions_table
+from readers.annotations import CLASS_NAMES, Sample, read_ser
+from readers.images import read_image
+from runtime.reports import PredictionFile, predictions_table
+from utils import UserError
 
 SIZE = 64  # pixels; the side that the pictures are resized to
 MODES = ["grey", "colour"]

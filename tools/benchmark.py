@@ -1,10 +1,10 @@
 """Measures LORA and LORA-V beside the textbook form and other networks: time, memory, operations.
 
-    python tools/benchmark.py --threads 2 --size 224 448 896 --output benchmarks/sizes.json
+    python tools/benchmark.py --threads 2 --size 224 448 896 --output docs/benchmarks/sizes.json
     python tools/benchmark.py --device cuda --dtype float16 bfloat16 --batch-size 16 max --compile \\
-      --output benchmarks/gpu.json
+      --output docs/benchmarks/gpu.json
 
-Rows: ours; the same network with re-attention and fusion as the paper writes them (textbook, tests/oracle.py); the
+Rows: ours; the same network with re-attention and fusion as the paper writes them (textbook, models/textbook.py); the
 same backbone without re-attention and fusion, which is the limit; timm's pvt_v2_b2 and resnet50; for LORA also LORA-V
 and the text encoder alone. --compile, --channels-last, --grad-checkpointing and --bfloat16 add rows of ours and the
 backbone in that form. How each figure is taken is told in tools/benchmark_measure.py. Prints Markdown tables, writes
@@ -25,8 +25,8 @@ from torch.profiler import profile
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from errors import UserError
 from models import BACKBONES, check_image_size
+from runtime.setup import keep_freed_memory
 from tools.benchmark_measure import (
     GIB,
     alone,
@@ -39,7 +39,7 @@ from tools.benchmark_measure import (
 )
 from tools.benchmark_rows import VARIANTS, Setting, build_step, row_names
 from tools.benchmark_table import format_results
-from utils.allocator import keep_freed_memory
+from utils import UserError
 
 DTYPES = ("float32", "float16", "bfloat16")
 

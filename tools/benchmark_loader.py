@@ -1,6 +1,6 @@
 """Times the way from image files to training batches beside its bare cost, interleaved in one run.
 
-    python tools/benchmark_loader.py --output benchmarks/loader_448.json
+    python tools/benchmark_loader.py --output docs/benchmarks/loader_448.json
     python tools/benchmark_loader.py --data-path data/demo --input-size 128
 
 Images: JPEG stickers of about 500 px that the tool draws itself, always the same, and those of a data set. Rows: bare,
@@ -26,12 +26,12 @@ from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from datasets import Draw, Sample, StickerDataset, batches, build_loader, build_transform
-from datasets.dataset import READERS
-from datasets.randomness import kept_generators, seed_generators
-from errors import UserError
+from datasets import READERS, Draw, StickerDataset, build_transform, kept_generators, seed_generators
+from readers.annotations import Sample
+from runtime.loader import build_loader, read_batches
 from tools.benchmark_measure import machine, summarize
 from tools.check_dataset import guess_dataset
+from utils import UserError
 
 WORKERS = (0, 1, 2)
 Step = Callable[[], float]
@@ -144,7 +144,7 @@ def time_items(dataset: StickerDataset, draws: Sequence[Draw]) -> float:
 def time_batches(loader: Any) -> float:
     """Seconds of an epoch; the workers are there from the round that is not counted."""
     began = time.perf_counter()
-    for _ in batches(loader):
+    for _ in read_batches(loader):
         pass
     return time.perf_counter() - began
 

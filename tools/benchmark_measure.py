@@ -28,8 +28,8 @@ import torch
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from runtime.setup import M_MMAP_THRESHOLD
 from tools.benchmark_rows import Setting, Step, build_network, build_step
-from utils.allocator import M_MMAP_THRESHOLD
 
 GIB = 2**30
 LONG_SECONDS = 20  # a step that takes longer is run once for its memory

@@ -1,6 +1,6 @@
 """Measures an exported network beside PyTorch: the same weights, images and threads, in turns.
 
-    python tools/benchmark_onnx.py weights/lora_v_demo.pth --output benchmarks/onnx.json
+    python tools/benchmark_onnx.py weights/lora_v_demo.pth --output docs/benchmarks/onnx.json
 
 Medians of the rounds with quartiles; a forward pass of each batch size on the CPU.
 """
@@ -17,12 +17,11 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/benchmark_onnx.py` finds 
 
 import torch
 
-from errors import UserError
-from option_types import positive_int
-from predictor import Predictor, load_predictor
+from inference.predictor import Predictor, load_predictor
+from runtime.option_types import positive_int
 from tools import export_files
 from tools.benchmark_measure import interleave, machine
-from utils.logging import write_json
+from utils import UserError, write_json
 
 
 def measure(predictor: Predictor, batch_sizes: Sequence[int], rounds: int) -> list[dict[str, Any]]:

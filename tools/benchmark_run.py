@@ -1,6 +1,6 @@
 """Times whole trainings with one switch each beside a plain one, as real commands, interleaved.
 
-    python tools/benchmark_run.py --output benchmarks/run_switches.json
+    python tools/benchmark_run.py --output docs/benchmarks/run_switches.json
 
 Each row is `main_V.py` with the paper's network and a switch; each round runs every row once. The seconds an image are
 those that the run's log has for its epoch, loading included; the peak of memory is the process's own and, of its
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tools.benchmark_measure import machine, summarize
 
-GIVEN_BACK = "freed memory given back"  # the command as it is without utils/allocator.py, which has no switch
+GIVEN_BACK = "freed memory given back"  # the command as it is without `keep_freed_memory`, which has no switch
 IMPORTED = "import sys; from main_V import DEFAULTS, main; sys.exit(main(**DEFAULTS))"
 SWITCHES = (
     "plain",

@@ -25,14 +25,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
 
-from datasets.annotations import CLASS_NAMES, SPLITS, Sample, class_names
-from datasets.dataset import READERS
-from datasets.files import mistake, open_regular, printable, reason
-from datasets.images import EXPECTED, REMEDY, read_image
-from datasets.placing import MissingImages
-from datasets.records import UnknownLabel
-from datasets.transforms import check_proportions
-from errors import RunError, UserError
+from datasets import READERS, check_proportions
+from readers.annotations import CLASS_NAMES, SPLITS, Sample, class_names
+from readers.files import MissingImages, UnknownLabel, open_regular
+from readers.images import EXPECTED, REMEDY, read_image
+from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in the order of CLASS_NAMES
 PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to

@@ -18,11 +18,9 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/compare.py` finds the pro
 
 import numpy as np
 
-from errors import UserError
-from utils.logging import write_json
-from utils.messages import printable, shown
-from utils.predictions import PredictionFile, read_predictions
-from utils.statistics import figures_of, kinds, mcnemar, paired_bootstrap
+from runtime.reports import PredictionFile, read_predictions
+from tools.tables.statistics import figures_of, kinds, mcnemar, paired_bootstrap
+from utils import UserError, printable, shown, write_json
 
 
 def compare(first: str | Path, second: str | Path, seed: int = 0) -> dict[str, Any]:

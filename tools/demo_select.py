@@ -3,7 +3,7 @@
     python tools/make_pretraining_set.py --val-share 0.35 --output data/pretraining-select
     python main_V.py --config configs/pretraining.py --epochs 45 --data-path data/pretraining-select --num_workers 0 \\
       --output_dir runs/pretraining-select       # a backbone that has not seen the larger val either
-    python tools/demo_select.py                  # results/demo/selection.md
+    python tools/demo_select.py                  # docs/results/demo/selection.md
 
 LORA-V on both splits of the demo set. Test is that of the demo and nothing of it is read here.
 """
@@ -17,12 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/demo_select.py` finds the project's modules
 
-from errors import UserError
 from tools import make_demo_set
 from tools.benchmark_measure import machine
 from tools.demo_table import OUTPUT, Row, read_score, run_all, spread, threads_of
 from tools.make_demo_set import OUTPUTS
-from utils.logging import write_json, write_whole
+from utils import UserError, write_json, write_whole
 
 VAL_SHARE = 0.35
 RUNS = Path("runs/selection")

@@ -4,7 +4,7 @@
     python tools/demo_table.py --only lora_v lora --seeds 0   # some rows, one seed
 
 Every run is configs/demo.py with the flags below, its epoch chosen on val, test once at the end. Runs lie in
-runs/table/; the table is written to results/demo/table.json and table.md after each run.
+runs/table/; the table is written to docs/results/demo/table.json and table.md after each run.
 """
 
 import argparse
@@ -24,16 +24,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the project's modules
 
-from errors import UserError
+from runtime.reports import PredictionFile, read_predictions
 from tools import make_demo_set
 from tools.benchmark_measure import machine
 from tools.demo_set.styles import emoji_of
 from tools.make_demo_set import OUTPUTS, bert_folder
-from utils.logging import write_json, write_whole
-from utils.predictions import PredictionFile, read_predictions
+from utils import UserError, write_json, write_whole
 
 RUNS = Path("runs/table")
-OUTPUT = Path("results/demo")
+OUTPUT = Path("docs/results/demo")
 
 
 class Row(NamedTuple):

@@ -19,13 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/export.py` finds the project's modules
 
-import model_card
-from errors import UserError
+from inference.predictor import Predictor, load_predictor
 from models import is_baseline
-from predictor import Predictor, load_predictor
+from runtime import model_card
 from tools import export_check, export_files
-from utils.logging import write_whole
-from utils.messages import printable
+from utils import UserError, printable, write_whole
 
 
 def find_format(output: Path, asked: str | None) -> str:

@@ -23,10 +23,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, fx
 
 import models.vision
-from errors import UserError
-from predictor import Predictor
+from inference.predictor import Predictor
 from tools.export_files import OUTPUT_NAME, quiet
-from utils.messages import printable
+from utils import UserError, printable
 
 TOLERANCE = 1e-4
 SCORE_TOLERANCE = 1e-3

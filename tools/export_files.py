@@ -17,10 +17,10 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.export import Dim, ExportedProgram
 
-from errors import UserError
+from inference.predictor import Predictor
 from models import MAX_TEXT_TOKENS
-from predictor import Predictor
-from starting import architecture_options
+from runtime.weights import architecture_options
+from utils import UserError
 
 FORMATS = ("onnx", "safetensors", "pt2")
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")

@@ -28,9 +28,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/make_demo_set.py` finds the project's modules
 
-from errors import UserError
 from tools.demo_set.made_set import MadeSet, stop, write_json
 from tools.demo_set.styles import STYLES, package_folder, pixels_on_white, variants
+from utils import UserError
 
 RECIPE = 1  # to be raised when the same options give other files: an older set is then not taken for a current one
 LABELS = ROOT / "tools" / "demo_set" / "labels.csv"

@@ -25,7 +25,6 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/make_pretraining_set.py` finds the project's modules
 
-from errors import UserError
 from tools.demo_set.made_set import MadeSet, stop
 from tools.demo_set.styles import STYLES, emoji_of, pixels_on_white
 from tools.make_demo_set import (
@@ -40,6 +39,7 @@ from tools.make_demo_set import (
     read_labels,
     split_stickers,
 )
+from utils import UserError
 
 RECIPE = 1  # to be raised when the same options give other files
 SUBGROUPS = ROOT / "tools" / "demo_set" / "subgroups.csv"

@@ -1,8 +1,8 @@
 """Draws the benchmark's results over the image size and puts its tables into a document.
 
-    python tools/plot_benchmark.py benchmarks/*.json --plot docs/benchmark.png --docs docs/performance.md
+    python tools/plot_benchmark.py docs/benchmarks/*.json --plot docs/benchmark.png --docs docs/performance.md
 
-The plot takes the files with several sizes. In the document the tables of `benchmarks/NAME.json` stand between the
+The plot takes the files with several sizes. In the document the tables of `docs/benchmarks/NAME.json` stand between the
 lines `<!-- benchmark: NAME -->` and `<!-- end -->`, where they are replaced.
 """
 
@@ -20,8 +20,8 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from errors import UserError
 from tools.benchmark_table import facts_line, format_results
+from utils import UserError
 
 GIB = 2**30
 ROWS = {"textbook": "as the paper writes it", "ours": "ours", "backbone": "backbone alone", "pvt_v2_b2": "pvt_v2_b2"}

@@ -25,10 +25,8 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/predict.py` finds the project's modules
 
-from errors import UserError
-from predictor import Prediction, Predictor, load_predictor
-from utils.logging import make_writable_folder, write_whole
-from utils.messages import printable
+from inference.predictor import Prediction, Predictor, load_predictor
+from utils import UserError, make_writable_folder, printable, write_whole
 
 COLUMN = "image"
 
@@ -197,7 +195,7 @@ def warn_of_texts(predictor: Predictor, items: Sequence[Item]) -> None:
 
 def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> None:
     """Draws each item into the folder, numbered so that equal names do not meet."""
-    from overlay import draw_explanation  # matplotlib takes a second to import
+    from inference.overlay import draw_explanation  # matplotlib takes a second to import
 
     make_writable_folder(folder)
     for number, item in enumerate(tqdm(items, desc="overlay", disable=None, leave=False)):

@@ -25,10 +25,9 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/reproduce.py` finds the p
 
 import torch
 
-from errors import UserError
-from option_types import natural, positive_int
+from runtime.option_types import natural, positive_int
 from tools.benchmark_measure import machine
-from tools.paper_tables.experiments import (
+from tools.tables.experiments import (
     PROTOCOLS,
     Experiment,
     Settings,
@@ -38,8 +37,9 @@ from tools.paper_tables.experiments import (
     read_settings,
     read_tables,
 )
-from tools.paper_tables.running import Job, NotRun, Workshop, fill, stand_in, training_command
-from tools.paper_tables.writing import Row, Rows, write_tables
+from tools.tables.running import Job, NotRun, Workshop, fill, stand_in, training_command
+from tools.tables.writing import Row, Rows, write_tables
+from utils import UserError
 
 Results = dict[Job, dict[str, Any] | str]
 

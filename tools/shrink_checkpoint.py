@@ -18,8 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/shrink_checkpoint.py` finds the project's modules
 
-from errors import UserError
-from utils.checkpoint import read_checkpoint, write_checkpoint
+from readers.checkpoint import read_checkpoint
+from utils import UserError, write_checkpoint
 
 KEPT = ("epoch", "args", "class_names", "bert_config", "vocabulary_sha256")  # what `read_start` asks for
 

@@ -25,14 +25,14 @@ from sklearn.manifold import TSNE
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
 
-from datasets import images_root, read_image
-from errors import UserError
-from explain import explain, keeping
-from overlay import explanation_figure
-from predictor import Predictor, load_predictor
-from utils import figures
-from utils.logging import make_writable_folder
-from utils.predictions import read_predictions
+from inference.explain import explain, keeping
+from inference.overlay import explanation_figure
+from inference.predictor import Predictor, load_predictor
+from readers.annotations import images_root
+from readers.images import read_image
+from runtime import figures
+from runtime.reports import read_predictions
+from utils import UserError, make_writable_folder
 
 BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
 MISTAKES = 24

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from errors import UserError
+from utils import UserError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from errors import UserError
+from utils import UserError
 
 INSTALL = "python -m pip install --no-deps -r requirements-demo.txt"
 TONES = ["1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"]

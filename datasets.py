@@ -1,0 +1,337 @@
+"""The data sets as PyTorch reads them: draws, transforms and `StickerDataset`."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.transforms import ResizeKeepRatio
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import transforms
+from torchvision.transforms import functional
+
+from readers.annotations import (
+    WITH_TEXTS,
+    Sample,
+    class_names,
+    read_csv,
+    read_emotion_roi,
+    read_fi,
+    read_folder,
+    read_ser,
+)
+from readers.image_cache import PictureCache
+from readers.images import read_image
+from readers.tokenizer import Tokenizer
+from utils import UserError, printable
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Puts the generators that augmentation draws from back as they were, at the end.
+
+    These are the generators of `random`, of numpy's global functions and of torch on the CPU: timm and torchvision
+    draw from all three.
+    """
+    states = random.getstate(), np.random.get_state(legacy=False), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds the same generators, with 0 to 2**64 - 1.
+
+    `torch.manual_seed` would seed CUDA as well, and costs 100 times as much.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+
+
+class Draw(NamedTuple):
+    """A training sample and the seed of its augmentation, from 0 to 2**64 - 1."""
+
+    index: int
+    seed: int
+
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def build_transform(
+    is_train: bool,
+    *,
+    input_size: int | tuple[int, int],
+    color_jitter: float | None = 0.1,
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+    interpolation: str = "bicubic",
+    reprob: float = 0.0,
+    remode: str = "pixel",
+    recount: int = 1,
+    scale: tuple[float, float] = (0.08, 1.0),
+) -> Transform:
+    """The way from a picture in RGB to a tensor (3, H, W), normalised with ImageNet's mean and deviation.
+
+    In training: random crop of `scale` of the area, flip, augmentation; timm leaves the colour jitter out where
+    `auto_augment` is set. In evaluation: the short side resized to int(256 / 224 * size), bicubic, and the centre
+    cropped. `input_size` is the side in pixels, or (height, width), and all that matters in evaluation.
+
+    Raises:
+        UserError: timm does not know the augmentation, the interpolation or the mode of random erasing.
+    """
+    if not is_train:
+        return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else tuple(input_size))
+    try:
+        transform = create_transform(
+            input_size,
+            is_training=True,
+            color_jitter=color_jitter,
+            auto_augment=auto_augment,
+            interpolation=interpolation,
+            re_prob=reprob,
+            re_mode=remode,
+            re_count=recount,
+            scale=scale,
+        )
+    except (AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
+        raise UserError(
+            f"--aa {auto_augment}, --train-interpolation {interpolation}, --remode {remode}: expected what timm knows, "
+            f"found {type(error).__name__} {error}: correct the flag"
+        ) from error
+    steps = transform.transforms
+    place = next(place for place, step in enumerate(steps) if isinstance(step, transforms.Normalize))
+    steps[place - 1], steps[place].inplace = _ToTensor(), True
+    return transform
+
+
+def first_size(transform: transforms.Compose) -> tuple[int, int]:
+    """(height, width) that the first step of a transform of `build_transform` crops or resizes to."""
+    return tuple(transform.transforms[0].size)
+
+
+def _evaluation_transform(size: tuple[int, int]) -> Transform:
+    """Resize, centre crop and normalise, for images of `size` (height, width)."""
+    return transforms.Compose(
+        [
+            _Resize(tuple(int(256 / 224 * side) for side in size)),
+            transforms.CenterCrop(size),
+            _ToTensor(),
+            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, inplace=True),
+        ]
+    )
+
+
+class _ToTensor:
+    """A picture as a tensor (3, H, W) with values from 0 to 1: those of torchvision's ToTensor, in fewer passes."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """The tensor, which is new and may be changed in place."""
+        values = functional.pil_to_tensor(image)
+        return values.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+class _Resize:
+    """Resizes a picture until it just covers (height, width); with equal sides that is a rule for the short side."""
+
+    def __init__(self, size: tuple[int, int]):
+        self.size = size
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The resized picture; raises UserError (see `check_proportions`)."""
+        check_proportions(image, self.size)
+        is_square = self.size[0] == self.size[1]
+        size = self.size[0] if is_square else ResizeKeepRatio.get_params(image, self.size, longest=0)
+        return functional.resize(image, size, transforms.InterpolationMode.BICUBIC)
+
+
+def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
+    """Raises UserError for a picture so elongated that it outgrows Pillow's limit where it covers (height, width)."""
+    scale = max(size[0] / image.height, size[1] / image.width)
+    if Image.MAX_IMAGE_PIXELS and image.height * image.width * scale**2 > Image.MAX_IMAGE_PIXELS:
+        found = f"{image.width} x {image.height}"
+        raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")
+
+
+READERS: dict[str, Callable[..., list[Sample]]] = {
+    "SER": read_ser,
+    "SER_V": read_ser,
+    "FI": read_fi,
+    "EmotionROI": read_emotion_roi,
+    "folder": read_folder,
+    "csv": read_csv,
+}
+
+MAX_REPLACEMENTS = 10
+
+Item = dict[str, Any]
+
+OnBadImage = Literal["error", "skip", "replace"]
+
+
+class BadImage(NamedTuple):
+    """An image that could not be read: its place in the data set, its file and why."""
+
+    index: int
+    path: str
+    reason: str
+
+
+class ItemsRead(NamedTuple):
+    """The items of a batch, and the images that could not be read for it."""
+
+    items: list[Item]
+    bad_images: list[BadImage]
+
+
+class StickerDataset(Dataset):
+    """Images with their labels and, with a tokenizer, their texts as word ids.
+
+    An item has `image` (3, H, W), `label` and `index`, and with a tokenizer `word_ids` (30,) and `word_mask` (30,).
+    Texts are tokenised here, each distinct text once. The key of an item is its index, or a `Draw`, which has a seed
+    for its augmentation: the item then depends on nothing else, and the generators of this process stay as they are.
+
+    Reading a single item raises UserError where its image is broken. A loader asks for the items of a whole batch;
+    there `on_bad_image` tells what becomes of such an image:
+        error: it ends the run;
+        skip: the batch is smaller by it, for evaluation;
+        replace: the next image of the data set takes its place, with the same seed, for training.
+
+    Args:
+        cache_images: decodes all images here and keeps the pictures in memory, those of the workers included; items
+            stay the same. Each process of a distributed run has its own.
+        jpeg_draft: decodes a JPEG at a reduced scale where both its sides are at least twice those that the
+            transform's first step crops or resizes to (see `read_image`). The picture as a whole stays at least that
+            large; a crop of it, in training as small as 8 % of its area, may come from fewer pixels than at full
+            scale, and is enlarged. Not for evaluation.
+
+    Raises:
+        UserError: with `cache_images`, pictures that do not fit into half of the memory.
+
+    Attributes:
+        samples: the list of samples; `labels`: their labels; `class_names`: the names of the labels.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: Transform,
+        tokenizer: Tokenizer | None = None,
+        *,
+        class_names: Sequence[str] = (),
+        on_bad_image: OnBadImage = "error",
+        cache_images: bool = False,
+        jpeg_draft: bool = False,
+    ):
+        self.samples = list(samples)
+        self.labels = [sample.label for sample in self.samples]
+        self.class_names = tuple(class_names)
+        self.transform = transform
+        self.on_bad_image = on_bad_image
+        self.least_size = first_size(transform) if jpeg_draft else None
+        paths = [sample.path for sample in self.samples]
+        self.cache = PictureCache(paths, self.least_size) if cache_images else None
+        self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
+        if tokenizer is not None:
+            encoded = tokenizer.encode_all(sample.text for sample in self.samples)
+            self.words = torch.stack([torch.stack(tensors) for tensors in encoded.values()])
+            rows = {text: row for row, text in enumerate(encoded)}
+            self.rows = torch.tensor([rows[sample.text] for sample in self.samples])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | Draw) -> Item:
+        with kept_generators() if isinstance(key, Draw) else nullcontext():
+            return self._read(key)
+
+    def __getitems__(self, keys: Sequence[int] | Sequence[Draw]) -> ItemsRead | UserError:
+        """The items of a batch, or the error that is to end the run; this is what a DataLoader calls."""
+        read = ItemsRead([], [])
+        try:
+            with kept_generators() if isinstance(keys[0], Draw) else nullcontext():
+                for key in keys:
+                    self._read_into(read, key)
+        except UserError as error:
+            return UserError(str(error))
+        return read
+
+    def _read(self, key: int | Draw) -> Item:
+        """An item; for a Draw, the generators are left in disorder."""
+        index = key
+        if isinstance(key, Draw):
+            index = key.index
+            seed_generators(key.seed)
+        sample = self.samples[index]
+        image = self.cache.read(sample.path) if self.cache else read_image(sample.path, self.least_size)
+        try:
+            image = self.transform(image)
+        except UserError as error:
+            raise UserError(f"{printable(sample.path)}: {error}") from error
+        item = {"image": image, "label": sample.label, "index": index}
+        if self.words is not None:
+            item["word_ids"], item["word_mask"] = self.words[self.rows[index]]
+        return item
+
+    def _read_into(self, read: ItemsRead, key: int | Draw) -> None:
+        """Adds an item, or what `on_bad_image` has in its place, to those read."""
+        attempts = min(MAX_REPLACEMENTS, len(self)) if self.on_bad_image == "replace" else 1
+        for _ in range(attempts):
+            index = key.index if isinstance(key, Draw) else key
+            try:
+                read.items.append(self._read(key))
+                return
+            except UserError as error:
+                if self.on_bad_image == "error":
+                    raise
+                path = printable(self.samples[index].path)
+                read.bad_images.append(BadImage(index, path, str(error).removeprefix(f"{path}: ")))
+            following = (index + 1) % len(self)
+            key = Draw(following, key.seed) if isinstance(key, Draw) else following
+        if self.on_bad_image == "replace":
+            first = read.bad_images[-attempts]
+            found = f"{attempts} in a row that cannot be read"
+            raise UserError(f"{first.path}: expected readable images from here on, found {found}: {first.reason}")
+
+
+def build_dataset(
+    name: str,
+    root: str | Path,
+    split: str,
+    *,
+    transform: Transform,
+    tokenizer: Tokenizer | None = None,
+    on_bad_image: OnBadImage = "error",
+    cache_images: bool = False,
+    jpeg_draft: bool = False,
+) -> StickerDataset:
+    """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI`, `folder` or `csv`.
+
+    Args:
+        tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
+        on_bad_image, cache_images, jpeg_draft: see `StickerDataset`.
+
+    Raises:
+        UserError: an unknown name or split, or a mistake in the data.
+    """
+    if name not in READERS:
+        raise UserError(f"--dataset: expected one of {', '.join(READERS)}, found {name!r}: choose one of these")
+    return StickerDataset(
+        READERS[name](root, split),
+        transform,
+        tokenizer if name in WITH_TEXTS else None,
+        class_names=class_names(name, root),
+        on_bad_image=on_bad_image,
+        cache_images=cache_images,
+        jpeg_draft=jpeg_draft,
+    )

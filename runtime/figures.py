@@ -1,0 +1,143 @@
+"""Figures of a run, with matplotlib: readable in grey and by colour-blind people, as they differ in shade and mark."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils import write_whole
+
+matplotlib.use("Agg")
+
+SHADES = "cividis"
+
+MARKS = "osv^D*PX<>"
+
+BINS = 10  # of the reliability diagram
+
+MANY_CLASSES = 20  # more are not named in a figure
+
+
+def save_figure(figure: Figure, paths: Sequence[Path]) -> Sequence[Path]:
+    """Writes a figure in the formats of the paths' suffixes, each whole or not at all, and closes it."""
+    for path in paths:
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], dpi=150)
+        write_whole(path, content.getvalue())
+    plt.close(figure)
+    return paths
+
+
+def curves(log: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, accuracy and learning rate over the epochs, from the lines of a log."""
+    epochs = [entry["epoch"] for entry in log]
+    split = "val" if "val_acc1" in log[0] else "test"
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    axes[0].plot(epochs, [entry["train_loss"] for entry in log], label="train (smoothed labels)")
+    axes[0].plot(epochs, [entry[f"{split}_loss"] for entry in log], "--", label=split)
+    axes[0].set(xlabel="epoch", ylabel="cross-entropy")
+    axes[0].legend()
+    axes[1].plot(epochs, [entry[f"{split}_acc1"] for entry in log])
+    axes[1].set(xlabel="epoch", ylabel=f"{split} top-1, %")
+    axes[2].plot(epochs, [entry["lr"] for entry in log])
+    axes[2].set(xlabel="epoch", ylabel="learning rate")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def confusion_matrix(metrics: dict[str, Any]) -> Figure:
+    """The confusion matrix: shares of each true class as shade, counts and shares in percent as numbers."""
+    counts = np.array(metrics["confusion_matrix"])
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = list(metrics["per_class"])
+    figure, axis = plt.subplots(figsize=(6.4, 5.8), layout="constrained")
+    image = axis.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
+    if len(names) <= MANY_CLASSES:
+        for row, column in np.ndindex(*counts.shape):
+            shade = "black" if shares[row, column] > 0.5 else "white"
+            text = f"{counts[row, column]}\n{100 * shares[row, column]:.0f} %" if counts[row, column] else "0"
+            axis.text(column, row, text, ha="center", va="center", color=shade, fontsize=8)
+        axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(names)), names)
+    axis.set(xlabel="predicted", ylabel="true", title=f"{metrics['split']}: {metrics['acc1']:.2f} % top-1")
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def class_bars(metrics: dict[str, Any]) -> Figure:
+    """Precision, recall and F1 of each class, with the number of its samples."""
+    rows = metrics["per_class"]
+    figure, axis = plt.subplots(figsize=(max(6.4, 0.9 * len(rows)), 3.6), layout="constrained")
+    places = np.arange(len(rows))
+    for number, (name, hatch) in enumerate((("precision", ""), ("recall", "//"), ("f1", ".."))):
+        values = [row[name] for row in rows.values()]
+        shade = plt.get_cmap(SHADES)(0.15 + 0.35 * number)
+        axis.bar(places + 0.27 * (number - 1), values, 0.27, label=name, color=shade, hatch=hatch, edgecolor="white")
+    axis.set_xticks(places, [f"{name}\n{row['samples']}" for name, row in rows.items()])
+    axis.set(ylim=(0, 1), title=f"{metrics['split']}: figures by class, with the number of samples")
+    axis.legend(ncols=3, loc="lower center")
+    return figure
+
+
+def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, list[tuple[float, float, int]]]:
+    """The expected calibration error (Guo et al., ICML 2017), and of each bin mean confidence, accuracy and number.
+
+    Args:
+        confidence: the largest probability of each sample (n,); `correct`: whether it was the true class (n,).
+    """
+    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    bins = [
+        (float(confidence[places == i].mean()), float(correct[places == i].mean()), int((places == i).sum()))
+        for i in range(BINS)
+        if (places == i).any()
+    ]
+    return sum(count * abs(sure - right) for sure, right, count in bins) / len(confidence), bins
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
+    """The reliability diagram: accuracy over confidence, and how many samples lie where."""
+    error, bins = calibration(confidence, correct)
+    sure, right, counts = zip(*bins, strict=True)
+    figure, axes = plt.subplots(2, 1, figsize=(5, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained")
+    axes[0].plot([0, 1], [0, 1], ":", color="grey", label="calibrated")
+    axes[0].plot(sure, right, "o-", label="found")
+    axes[0].set(ylim=(0, 1), ylabel="accuracy", title=f"expected calibration error {100 * error:.1f} %")
+    axes[0].legend()
+    axes[1].bar(sure, counts, 0.8 / BINS)
+    axes[1].set(xlim=(0, 1), xlabel="confidence", ylabel="samples")
+    return figure
+
+
+def feature_map(points: np.ndarray, labels: Sequence[int], names: Sequence[str], title: str) -> Figure:
+    """Points (n, 2), marked by their class."""
+    labels = np.array(labels)
+    figure, axis = plt.subplots(figsize=(7, 5.6), layout="constrained")
+    for number, name in enumerate(names):
+        chosen = points[labels == number]
+        shade = plt.get_cmap("viridis")(number / max(len(names) - 1, 1))
+        axis.scatter(*chosen.T, s=26, marker=MARKS[number % len(MARKS)], color=shade, edgecolor="black", lw=0.4)
+        axis.scatter([], [], marker=MARKS[number % len(MARKS)], color=shade, edgecolor="black", lw=0.4, label=name)
+    axis.set(xticks=[], yticks=[], title=title)
+    if len(names) <= MANY_CLASSES:
+        axis.legend(fontsize=8)
+    return figure
+
+
+def mistake_sheet(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
+    """Pictures with what was true and what was predicted, six in a row."""
+    columns = 6
+    rows = max(-(-len(pictures) // columns), 1)
+    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.5 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, picture, title in zip(axes.flat, pictures, titles, strict=False):
+        axis.imshow(picture)
+        axis.set_title(title, fontsize=8)
+    return figure

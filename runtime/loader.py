@@ -1,0 +1,196 @@
+"""The loader of batches: its worker processes, their end, and the way of a reader's error out of them."""
+
+import atexit
+import copy
+import ctypes
+import multiprocessing
+import re
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from datasets import Draw, Item, ItemsRead
+from utils import RunError, UserError
+
+IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+WORKER_DEATH = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) "
+    r"(?:is killed by signal: (?P<signal>[^.]+)\.|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
+)
+
+OUT_OF_MEMORY = "most often for lack of memory: lower --num-workers or --batch-size"
+
+REMEDIES = {  # by the name of the signal; without one PyTorch has only noticed that the worker is gone
+    None: OUT_OF_MEMORY,
+    "Killed": OUT_OF_MEMORY,
+    "Bus error": "most often for lack of shared memory: enlarge /dev/shm or lower --num-workers",
+}
+
+DEATH_NOTICE_SECONDS = 5
+
+Batch = dict[str, Any]
+
+
+def build_loader(
+    dataset: Dataset,
+    *,
+    sampler: Sampler[int] | None = None,
+    batch_sampler: Sampler[list[int]] | Sampler[list[Draw]] | None = None,
+    batch_size: int | None = None,
+    drop_last: bool = False,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    seed: int = 0,
+    prefetch_factor: int = 2,
+) -> DataLoader:
+    """A loader to be read through `read_batches`; in order where there is no sampler.
+
+    Workers stay from one epoch to the next and use one thread each. They do not heed the signals SIGINT, SIGTERM and
+    SIGUSR1, which a terminal or a scheduler sends to every process of a run: ending them is the main process's part.
+
+    Args:
+        sampler, batch_size, drop_last: single indices to be put into batches; or
+        batch_sampler: whole batches of indices or draws.
+        seed: of this process; the seeds of its workers derive from it. A `Draw` brings its own.
+        prefetch_factor: how many batches each worker reads ahead.
+    """
+    if batch_sampler is not None:
+        batching = {"batch_sampler": batch_sampler}
+    else:
+        batching = {"sampler": sampler, "batch_size": batch_size or 1, "drop_last": drop_last}
+    return DataLoader(
+        dataset,
+        **batching,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=_collate,
+        generator=torch.Generator().manual_seed(seed),
+        **(_worker_settings(prefetch_factor) if num_workers > 0 else {}),
+    )
+
+
+def read_batches(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
+    """The batches of a loader: dicts of tensors with the batch in front, and `skipped`, a list of `BadImage`.
+
+    A batch of which no image could be read has `skipped` alone. An exception that leaves a worker arrives wrapped,
+    with the worker's traceback as its message. A worker therefore sends a reader's error as a value in the place of
+    its batch, and here, in the main process, it is raised.
+
+    Raises:
+        UserError: an image of the batch could not be read.
+        RunError: a worker has died. Where that is noticed while the caller works on a batch, PyTorch raises a
+            RuntimeError there, which `worker_death` explains.
+    """
+    death = None
+    try:
+        for batch in _with_deaths(loader):
+            if isinstance(batch, UserError):
+                # A new one: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long,
+                # to the garbage collector.
+                raise UserError(str(batch))
+            yield batch
+    except RuntimeError as error:
+        death = worker_death(error)
+        if death is None:
+            raise
+    if death is not None:  # raised here, as the RuntimeError would tie its frames to this one
+        raise RunError(death)
+
+
+def _with_deaths(loader: Iterable[Batch | UserError]) -> Iterator[Batch | UserError]:
+    """What a loader yields; where a worker's end cuts a batch off, the error is the one that `worker_death` explains.
+
+    The main process fetches a batch's memory from its worker. It may find the connection cut a moment before the
+    kernel tells it of the worker's end, upon which PyTorch's handler of SIGCHLD raises its error, here.
+    """
+    try:
+        yield from loader
+    except (ConnectionError, EOFError, FileNotFoundError):
+        time.sleep(DEATH_NOTICE_SECONDS)
+        raise
+
+
+def worker_death(error: RuntimeError) -> str | None:
+    """Says on one line which loader worker has died and of what, or None for an error of another kind.
+
+    PyTorch raises this error from the loader, or from its handler of SIGCHLD anywhere in the main thread.
+    """
+    match = WORKER_DEATH.match(str(error))
+    if match is None:
+        return None
+    worker = f"data loader worker (process {match['pid']})"
+    if match["code"]:
+        return f"{worker} ended with exit code {match['code']}: --num-workers 0 shows why"
+    by = f"was killed by signal {match['signal']}" if match["signal"] else "ended without saying why"
+    return f"{worker} {by}, {REMEDIES.get(match['signal'], '--num-workers 0 may show why')}"
+
+
+def _collate(read: ItemsRead | list[Item] | UserError) -> Batch | UserError:
+    """A batch of the items read, or the error that came in their place."""
+    if isinstance(read, UserError):
+        return read
+    items, bad_images = read if isinstance(read, ItemsRead) else (read, [])
+    return {**(default_collate(items) if items else {}), "skipped": bad_images}
+
+
+class _Worker(multiprocessing.Process):
+    """A worker process, which leaves the signals that end a run to the main process."""
+
+    def start(self) -> None:
+        """Starts the worker; it inherits the signals as blocked, so that none meets it unprepared."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def terminate(self) -> None:
+        """Ends a worker that did not end when asked to: by SIGKILL, as SIGTERM does not reach it."""
+        self.kill()
+
+
+class _Flag:
+    """A loader's sign to its workers that it ends, without the lock of multiprocessing's Event.
+
+    A worker that is killed while it asks an Event for its state keeps the lock, and the main process, which sets the
+    Event at its end, would wait for it for ever.
+    """
+
+    def __init__(self):
+        self._value = multiprocessing.RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._value.value = True
+
+    def is_set(self) -> bool:
+        return self._value.value
+
+
+def _worker_settings(prefetch_factor: int) -> dict[str, Any]:
+    """Settings of a loader that has workers."""
+    context = copy.copy(multiprocessing.get_context())
+    context.Process = _Worker
+    context.Event = _Flag
+    return {
+        "multiprocessing_context": context,
+        "prefetch_factor": prefetch_factor,
+        "persistent_workers": True,
+    }
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends the workers that are left when the program ends.
+
+    multiprocessing would send them SIGTERM, which they ignore, and wait for them.
+    """
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report their deaths
+    for worker in workers:
+        worker.kill()

@@ -1,0 +1,101 @@
+"""What the command line is made of: its parser and the types of its values."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from models.baselines import NAMED_BASELINES, TIMM
+from utils import UserError
+
+LARGEST = 10**15
+
+MODELS = ("lora", "lora_v", "pvt", *NAMED_BASELINES)
+
+SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds to 0
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes underscores and hyphens alike, no abbreviations, and raises UserError for a wrong flag or value."""
+
+    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
+        return super().parse_args([with_hyphens(argument) for argument in args], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def with_hyphens(argument: str) -> str:
+    """`--output_dir=a_b` to `--output-dir=a_b`; anything that is not a flag stays as it is."""
+    if not argument.startswith("--"):
+        return argument
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+def boolean(text: str) -> bool:
+    """True or false as people write it, for flags that take a value."""
+    value = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(text.lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return value
+
+
+def model_name(text: str) -> str:
+    """One of the project's networks, or timm/ and a name of timm."""
+    if text not in MODELS and not (text.startswith(TIMM) and len(text) > len(TIMM)):
+        raise argparse.ArgumentTypeError(f"expected {', '.join(MODELS)} or {TIMM}NAME, found {text!r}")
+    return text
+
+
+def positive_int(text: str) -> int:
+    """An integer from 1."""
+    return bounded(int(text), low=1)
+
+
+def natural(text: str) -> int:
+    """An integer from 0."""
+    return bounded(int(text), low=0)
+
+
+def non_negative(text: str) -> float:
+    """A finite number from 0."""
+    return bounded(float(text), low=0)
+
+
+def positive_float(text: str) -> float:
+    """A finite number above 0."""
+    value = non_negative(text)
+    if not value:
+        raise argparse.ArgumentTypeError("expected a number above 0, found 0")
+    return value
+
+
+def rate(text: str) -> float:
+    """A probability below 1."""
+    value = bounded(float(text), low=0)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, found {text}")
+    return value
+
+
+def share(text: str) -> float:
+    """A number above 0, at most 1."""
+    value = positive_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, at most 1, found {text}")
+    return value
+
+
+def concentration(text: str) -> float:
+    """The parameter of a beta distribution, or 0 for off."""
+    value = non_negative(text)
+    if 0 < value < SMALLEST_CONCENTRATION:
+        raise argparse.ArgumentTypeError(f"expected 0 or a number of at least {SMALLEST_CONCENTRATION}, found {text}")
+    return value
+
+
+def bounded(value: Any, *, low: float) -> Any:
+    """The value itself if it is a number from `low` to a quadrillion."""
+    if not low <= value <= LARGEST:
+        raise argparse.ArgumentTypeError(f"expected a number of at least {low} and at most {LARGEST:.0e}")
+    return value

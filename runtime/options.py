@@ -1,0 +1,303 @@
+"""The command line: flags in groups, and the precedence defaults < config file < command line."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from models.vision import TOKENS
+from runtime.config_file import check_config, read_config
+from runtime.option_types import (
+    Parser,
+    boolean,
+    concentration,
+    model_name,
+    natural,
+    non_negative,
+    positive_float,
+    positive_int,
+    rate,
+    share,
+)
+
+DATASETS = ("SER", "SER_V", "FI", "EmotionROI", "folder", "csv")
+
+
+def build_parser(defaults: dict[str, Any]) -> Parser:
+    """All flags of the published script, with its names and defaults, in groups."""
+    parser = Parser(
+        description="Train or evaluate LORA and LORA-V. A flag may be written with hyphens or underscores.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    for add_group in (
+        add_run,
+        add_computing,
+        add_model,
+        add_weights,
+        add_data,
+        add_schedule,
+        add_optimizer,
+        add_augmentation,
+        add_mixup,
+    ):
+        add_group(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def add_run(parser: Parser) -> None:
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--config", metavar="FILE", help="Python file with cfg = dict(...) of what differs from the defaults"
+    )
+    group.add_argument("--output-dir", default="", metavar="DIR", help="where checkpoints, log and results go")
+    group.add_argument("--eval", action="store_true", help="evaluate the checkpoint of --resume and end")
+    group.add_argument("--eval-split", choices=("val", "test"), default="test", help="what --eval evaluates")
+    group.add_argument(
+        "--protocol",
+        choices=("published", "val"),
+        default="published",
+        help="published: test after each epoch, report the maximum; val: choose the epoch on val, test once",
+    )
+    group.add_argument("--seed", type=natural, default=0, help="random seed; each process adds its number")
+    group.add_argument(
+        "--deterministic", action="store_true", help="on a GPU too, only operations that give the same bits each time"
+    )
+    group.add_argument(
+        "--timeout",
+        type=positive_float,
+        default=1800,
+        metavar="SECONDS",
+        help="end the run, and say where it hangs, once no batch was done for so long",
+    )
+    group.add_argument(
+        "--dist-eval",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="processes share the evaluation; otherwise each evaluates everything",
+    )
+    group.add_argument(
+        "--figures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw curves and confusion matrix at the end of a training",
+    )
+    group.add_argument("--tensorboard", action="store_true", help="write event files into --output-dir as well")
+    group.add_argument("--wandb", action="store_true", help="tell Weights & Biases as well, if it is installed")
+    group.add_argument("--log-every", type=positive_int, default=50, metavar="STEPS", help="steps between two lines")
+    group.add_argument(
+        "--world-size", type=positive_int, default=1, help="ignored: the launcher's environment tells it"
+    )
+    group.add_argument("--dist-url", default="env://", help="rendezvous of the processes")
+    group.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch without --use_env
+
+
+def add_computing(parser: Parser) -> None:
+    group = parser.add_argument_group("computing")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    group.add_argument(
+        "--amp-dtype",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        default="auto",
+        help="precision of the forward pass; auto: float16 with loss scaling on CUDA, float32 elsewhere",
+    )
+    group.add_argument("--channels-last", action="store_true", help="images and convolutions with channels last")
+    group.add_argument(
+        "--compile", action="store_true", help="compile the vision model; the first steps take minutes, the rest less"
+    )
+    group.add_argument(
+        "--grad-checkpointing", action="store_true", help="compute the backbone's blocks twice to save memory"
+    )
+    group.add_argument(
+        "--profile", type=positive_int, metavar="STEPS", help="trace STEPS steps of training into --output-dir"
+    )
+
+
+def add_model(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        type=model_name,
+        default="lora",
+        metavar="NAME",
+        help="lora, lora_v, or to compare with: pvt, the backbone as a classifier; timm/NAME, any network of timm; "
+        "bert, the text alone; majority, the most frequent class",
+    )
+    group.add_argument(
+        "--texts",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="timm/NAME is joined with the text encoder; main_V.py leaves it out",
+    )
+    group.add_argument("--backbone", default="pvt_small", help="pvt_tiny, pvt_small, pvt_medium, pvt_large or pvt_demo")
+    group.add_argument(
+        "--alpha", type=int, default=8, help="patches a head selects, in squared reductions of its stage"
+    )
+    group.add_argument(
+        "--locals", type=int, nargs=4, default=[1, 1, 1, 0], metavar="L", help="stages with local tokens"
+    )
+    group.add_argument(
+        "--tokens", choices=TOKENS, default="both", help="what the fusion sees beside stage 4's class token"
+    )
+    group.add_argument(
+        "--hidden-dim", type=positive_int, default=768, help="width of the fusion head, a multiple of 12"
+    )
+    group.add_argument("--drop", type=rate, default=0.0, metavar="P", help="dropout in the backbone")
+    group.add_argument("--drop-path", type=rate, default=0.1, metavar="P", help="stochastic depth of the last block")
+    group.add_argument("--fuse-dropout-rate", type=rate, default=0.1, metavar="P", help="dropout in the fusion MLP")
+    group.add_argument(
+        "--fuse-attention-dropout-rate", type=rate, default=0.0, metavar="P", help="dropout in the fusion attention"
+    )
+    group.add_argument(
+        "--tunebert", type=boolean, nargs="?", const=True, default=False, metavar="BOOL", help="train the text encoder"
+    )
+
+
+def add_weights(parser: Parser) -> None:
+    group = parser.add_argument_group("weights")
+    group.add_argument("--visfinetune", default="", metavar="FILE", help="weights for the backbone: PVT's, or timm's")
+    group.add_argument("--pretrained", action="store_true", help="timm/NAME starts from its weights on timm's hub")
+    group.add_argument(
+        "--bert-model",
+        default="bert-base-uncased",
+        metavar="NAME",
+        help="text encoder: a folder (bert_config.json or config.json, weights, vocab.txt) or a hub name",
+    )
+    group.add_argument("--finetune", default="", metavar="FILE", help="start from a whole model; its head may differ")
+    group.add_argument(
+        "--resume",
+        default="",
+        metavar="FILE",
+        help="continue from, or with --eval evaluate, a checkpoint; auto: the newest of --output-dir, if there is one",
+    )
+    group.add_argument(
+        "--checkpoint-steps", type=positive_int, metavar="N", help="write a checkpoint every N steps of an epoch too"
+    )
+    group.add_argument(
+        "--keep", type=natural, default=0, metavar="K", help="keep the checkpoints of the last K epochs as well"
+    )
+    group.add_argument("--start-epoch", type=natural, default=0, help="first epoch; --resume sets it")
+
+
+def add_data(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        choices=DATASETS,
+        default="SER",
+        help="data set; SER_V is SER without its texts, folder is {train,val,test}/<class>/<image>, csv a table with "
+        "the columns path, label, split and, if there are any, text",
+    )
+    group.add_argument("--data-path", default="SER_Dataset", metavar="DIR", help="its folder; csv: its file")
+    group.add_argument(
+        "--input-size", type=positive_int, default=448, metavar="PX", help="side of the square input image"
+    )
+    group.add_argument("--batch-size", type=positive_int, default=16, help="images a process")
+    group.add_argument("--num-workers", type=natural, default=10, help="loader processes of each process")
+    group.add_argument(
+        "--on-bad-image",
+        choices=("error", "skip"),
+        default="error",
+        help="an image that cannot be read ends the run, or is left out (replaced in training), counted and listed",
+    )
+    group.add_argument(
+        "--cache-images", action="store_true", help="keep the decoded images of a small data set in memory"
+    )
+    group.add_argument(
+        "--jpeg-draft",
+        action="store_true",
+        help="training decodes large JPEGs at reduced scale: faster, other pixels",
+    )
+    group.add_argument(
+        "--prefetch-factor", type=positive_int, default=2, metavar="N", help="batches that a worker reads ahead"
+    )
+    group.add_argument("--steps-per-epoch", type=positive_int, metavar="N", help="end each epoch after N steps")
+    group.add_argument("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help="pinned memory, on CUDA")
+    group.add_argument(
+        "--repeated-aug", action=argparse.BooleanOptionalAction, default=True, help="each image three times an epoch"
+    )
+
+
+def add_schedule(parser: Parser) -> None:
+    group = parser.add_argument_group("schedule")
+    group.add_argument("--epochs", type=positive_int, default=50, help="length of the training")
+    group.add_argument("--sched", default="cosine", help="timm's name of the schedule")
+    group.add_argument("--lr", type=non_negative, default=1e-3, help="learning rate for 512 images a step")
+    group.add_argument("--unscale-lr", action="store_true", help="take --lr as it is, whatever the batch")
+    group.add_argument(
+        "--lr-noise", type=non_negative, nargs="+", help="epochs, as shares, between which the rate is noisy"
+    )
+    group.add_argument("--lr-noise-pct", type=non_negative, default=0.67, help="limit of the noise, as a share")
+    group.add_argument("--lr-noise-std", type=non_negative, default=1.0, help="deviation of the noise")
+    group.add_argument("--warmup-lr", type=non_negative, default=1e-5, help="learning rate of the first epoch")
+    group.add_argument("--min-lr", type=non_negative, default=1e-5, help="floor of the learning rate")
+    group.add_argument("--warmup-epochs", type=natural, default=5, help="epochs of warm-up")
+    group.add_argument("--cooldown-epochs", type=natural, default=10, help="epochs at the floor, if --epochs has them")
+    group.add_argument("--decay-epochs", type=non_negative, default=30, help="interval of the step schedule")
+    group.add_argument("--patience-epochs", type=natural, default=10, help="patience of the plateau schedule")
+    group.add_argument("--decay-rate", type=non_negative, default=0.1, help="factor of step and plateau schedules")
+
+
+def add_optimizer(parser: Parser) -> None:
+    group = parser.add_argument_group("optimizer")
+    group.add_argument("--opt", default="adamw", help="timm's name of the optimizer")
+    group.add_argument("--opt-eps", type=non_negative, default=1e-8, help="epsilon")
+    group.add_argument("--opt-betas", type=rate, nargs=2, metavar="B", help="betas; otherwise the optimizer's own")
+    group.add_argument("--momentum", type=rate, default=0.9, help="momentum of SGD")
+    group.add_argument("--weight-decay", type=non_negative, default=0.05, help="weight decay, on matrices alone")
+    group.add_argument(
+        "--layer-decay", type=share, metavar="F", help="factor of the learning rate from a layer to the one before it"
+    )
+    group.add_argument(
+        "--fused",
+        action=argparse.BooleanOptionalAction,
+        help="the optimizer's fused form; otherwise where it is on CUDA and has one",
+    )
+    group.add_argument(
+        "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches a step, as one large batch"
+    )
+    group.add_argument("--model-ema", action="store_true", help="evaluate a moving average of the weights")
+    group.add_argument("--model-ema-decay", type=rate, default=0.9998, metavar="D", help="its decay a step")
+    group.add_argument("--clip-grad", type=non_negative, metavar="NORM", help="largest norm of the gradient")
+
+
+def add_augmentation(parser: Parser) -> None:
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--color-jitter", type=non_negative, default=0.1, metavar="F", help="no effect where --aa names a policy"
+    )
+    group.add_argument("--no-aug", action="store_true", help="train on the images as they are evaluated")
+    group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's auto-augment, or none")
+    group.add_argument("--smoothing", type=rate, default=0.2, help="label smoothing")
+    group.add_argument(
+        "--scale", type=share, nargs=2, default=[0.08, 1.0], metavar="S", help="least and largest crop, of the area"
+    )
+    group.add_argument("--train-interpolation", default="bicubic", help="bicubic, bilinear or random")
+    group.add_argument("--reprob", type=rate, default=0.0, metavar="P", help="probability of random erasing")
+    group.add_argument("--remode", choices=("const", "rand", "pixel"), default="pixel", help="what erases")
+    group.add_argument("--recount", type=positive_int, default=1, help="erased rectangles an image")
+
+
+def add_mixup(parser: Parser) -> None:
+    group = parser.add_argument_group("mixup")
+    group.add_argument("--mixup", type=concentration, default=0.0, metavar="ALPHA", help="Mixup, on where above 0")
+    group.add_argument("--cutmix", type=concentration, default=0.0, metavar="ALPHA", help="CutMix, on where above 0")
+    group.add_argument("--cutmix-minmax", type=rate, nargs=2, metavar="R", help="CutMix's least and largest share")
+    group.add_argument("--mixup-prob", type=non_negative, default=1.0, help="probability of either")
+    group.add_argument(
+        "--mixup-switch-prob", type=non_negative, default=0.5, help="probability of CutMix where both are on"
+    )
+    group.add_argument("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="how Mixup is applied")
+
+
+def parse_options(argv: Sequence[str], defaults: dict[str, Any]) -> argparse.Namespace:
+    """Resolves the options of a run: `defaults` of the script < config file < command line.
+
+    Raises:
+        UserError: an unknown flag or key, or a value of the wrong type; the message names it.
+    """
+    config = build_parser(defaults).parse_args(argv).config
+    parser = build_parser(defaults)
+    if config:
+        parser.set_defaults(**check_config(parser, read_config(config), config))
+    return parser.parse_args(argv)

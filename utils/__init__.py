@@ -1,1 +1,0 @@
-"""What any training code needs: processes, checkpoints, weights from files, metrics, logging."""
