@@ -17,16 +17,8 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from readers.annotations import (
-    WITH_TEXTS,
-    Sample,
-    class_names,
-    read_csv,
-    read_emotion_roi,
-    read_fi,
-    read_folder,
-    read_ser,
-)
+from readers.annotations import Sample
+from readers.data_sets import DATA_SETS
 from readers.image_cache import PictureCache
 from readers.images import read_image
 from readers.tokenizer import Tokenizer
@@ -162,15 +154,6 @@ def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
         found = f"{image.width} x {image.height}"
         raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")
 
-
-READERS: dict[str, Callable[..., list[Sample]]] = {
-    "SER": read_ser,
-    "SER_V": read_ser,
-    "FI": read_fi,
-    "EmotionROI": read_emotion_roi,
-    "folder": read_folder,
-    "csv": read_csv,
-}
 
 MAX_REPLACEMENTS = 10
 
@@ -324,13 +307,14 @@ def build_dataset(
     Raises:
         UserError: an unknown name or split, or a mistake in the data.
     """
-    if name not in READERS:
-        raise UserError(f"--dataset: expected one of {', '.join(READERS)}, found {name!r}: choose one of these")
+    if name not in DATA_SETS:
+        raise UserError(f"--dataset: expected one of {', '.join(DATA_SETS)}, found {name!r}: choose one of these")
+    record = DATA_SETS[name]
     return StickerDataset(
-        READERS[name](root, split),
+        record.read(root, split),
         transform,
-        tokenizer if name in WITH_TEXTS else None,
-        class_names=class_names(name, root),
+        tokenizer if record.has_texts else None,
+        class_names=record.class_names(root),
         on_bad_image=on_bad_image,
         cache_images=cache_images,
         jpeg_draft=jpeg_draft,

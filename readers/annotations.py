@@ -1,4 +1,4 @@
-"""The annotations of SER30K, FI, EmotionROI, class folders and tables: a split's images, labels and texts."""
+"""The annotations of SER30K, FI and EmotionROI: a split's images, labels and texts."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,14 +13,12 @@ from readers.files import (
     check_type,
     entry_mistake,
     field,
-    ignore,
     label_field,
     place,
     read_json,
     read_text,
     stop,
 )
-from readers.own_data import TABLE_SPLITS, table_classes, table_rows
 from utils import UserError, listed, mistake, printable, reason, typed
 
 SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
@@ -29,20 +27,6 @@ FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement",
 
 EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
-CLASS_NAMES = {"SER": SER_NAMES, "SER_V": SER_NAMES, "FI": FI_NAMES, "EmotionROI": EMOTION_ROI_NAMES}
-
-SPLITS = {
-    "SER": ("train", "val", "test"),
-    "SER_V": ("train", "val", "test"),
-    "FI": ("train", "test"),
-    "EmotionROI": ("train", "test"),
-    "folder": ("train", "val", "test"),
-    "csv": TABLE_SPLITS,
-}
-
-WITH_TEXTS = ("SER", "folder", "csv")  # data sets that may have texts
-
-FOLDER_TEXTS = "texts.json"  # of class folders: path below the data set's folder to text
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -79,12 +63,11 @@ def read_ser(root: str | Path, split: str, report: Report = stop) -> list[Sample
     Raises:
         UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
     """
-    _check_split("SER30K", split, SPLITS["SER"])
     root = _ser_folder(Path(root))
     source = _ser_lists(root) / f"{split}.json"
     content = check_type(read_json(source), dict, source, "the file")
     entries = field(content, "annotations", list, source, "the file")
-    return _samples(source, root / "Images", enumerate(entries), _ser_entry, report)
+    return collect(source, root / "Images", enumerate(entries), _ser_entry, report)
 
 
 def read_fi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
@@ -95,14 +78,13 @@ def read_fi(root: str | Path, split: str, report: Report = stop) -> list[Sample]
     Raises:
         UserError: as `read_ser`, with `report` as there.
     """
-    _check_split("FI", split, SPLITS["FI"])
-    root = _check_folder(Path(root), "FI's folder")
+    root = check_folder(Path(root), "FI's folder")
     source = root / f"{split}.json"
     if os.path.lexists(source):
         parse = partial(_pair, names=FI_NAMES, path_at=0, below=split)
-        return _samples(source, root, _listed(source), parse, report)
-    folder = _check_folder(root / split, f"the class folders of {split}, or the list {source.name} beside it")
-    return _samples(folder, root, _in_class_folders(folder, FI_NAMES, report), _class_file, report)
+        return collect(source, root, _listed(source), parse, report)
+    folder = check_folder(root / split, f"the class folders of {split}, or the list {source.name} beside it")
+    return collect(folder, root, in_class_folders(folder, FI_NAMES, report), class_file_entry, report)
 
 
 def read_emotion_roi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
@@ -112,79 +94,16 @@ def read_emotion_roi(root: str | Path, split: str, report: Report = stop) -> lis
     Raises:
         UserError: as `read_ser`, with `report` as there.
     """
-    _check_split("EmotionROI", split, SPLITS["EmotionROI"])
-    root = _check_folder(Path(root), "EmotionROI's folder")
+    root = check_folder(Path(root), "EmotionROI's folder")
     source = root / f"{split}.json"
     if os.path.lexists(source):
         parse = partial(_pair, names=EMOTION_ROI_NAMES, path_at=1, below="")
-        return _samples(source, root, _listed(source), parse, report)
+        return collect(source, root, _listed(source), parse, report)
     source = root / "training_testing_split" / f"{split}ing.txt"
-    return _samples(source, root, _lines(source), _line_entry, report)
+    return collect(source, root, _lines(source), _line_entry, report)
 
 
-def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split, `train`, `val` or `test`, of images in class folders: `<root>/<split>/<class>/<image>`.
-
-    The folders of train are the classes (`class_names`). The other splits may lack some of them; every file in them is
-    an image, hidden ones excepted. Texts are in `<root>/texts.json`, where there is one: an object from an image's
-    path, as in train/happy/1.png, to its text.
-
-    Raises:
-        UserError: as `read_ser`, with `report` as there.
-    """
-    _check_split("folder", split, SPLITS["folder"])
-    root = _check_folder(Path(root), "the data set's folder")
-    folder = _check_folder(root / split, f"the class folders of {split}")
-    names = class_names("folder", root)
-    parse = partial(_class_file, texts=_folder_texts(root))
-    return _samples(folder, root, _in_class_folders(folder, names, report, may_lack=True), parse, report)
-
-
-def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split of a table: a CSV file with the columns path, label, split and, where there are texts, text.
-
-    Paths are relative to the file's folder; labels are names, of which those of the split train are the classes.
-
-    Raises:
-        UserError: as `read_ser`, with `report` as there; lines count from 1, the header's own.
-    """
-    _check_split("csv", split, SPLITS["csv"])
-    file = Path(file)
-    rows = list(table_rows(file, report))
-    names = table_classes(file, rows)
-    chosen = ((number, row) for number, row in rows if row["split"] == split)
-    return _samples(file, images_root("csv", file), chosen, partial(_table_entry, names=names), report)
-
-
-def class_names(dataset: str, root: str | Path) -> tuple[str, ...]:
-    """The names of a data set's labels, in their order; those of `folder` and `csv` are what train has, sorted.
-
-    Raises:
-        UserError: `folder` without train, without a folder in it, or with names that cannot be printed or differ in
-            case alone.
-    """
-    if dataset == "csv":
-        return table_classes(Path(root), table_rows(Path(root), ignore))
-    if dataset != "folder":
-        return CLASS_NAMES[dataset]
-    folder = _check_folder(Path(root) / "train", "the class folders of train")
-    names = tuple(_listing(folder, folders=True))
-    if not names:
-        raise mistake(folder, "a folder for each class", "no folder", GIVE_ROOT)
-    for name in names:
-        if not name.isprintable():
-            raise mistake(folder, "class folders of printable names", typed(name), "rename the folder")
-    if len({name.casefold() for name in names}) < len(names):
-        raise mistake(folder, "class folders that differ in more than case", typed(names), "put them together")
-    return names
-
-
-def images_root(dataset: str, root: str | Path) -> Path:
-    """The folder below which a data set's images lie, and from which predictions name them: a table's is its own."""
-    return Path(root).parent if dataset == "csv" else Path(root)
-
-
-def _samples(
+def collect(
     source: Path, root: Path, rows: Iterable[tuple], parse: Callable[..., Entry], report: Report
 ) -> list[Sample]:
     """The samples of a list, which must have a row: each row's entry, as `parse` reads it, with its image found."""
@@ -261,7 +180,7 @@ def _line_entry(source: Path, number: int, line: str) -> Entry:
     return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()))
 
 
-def _in_class_folders(
+def in_class_folders(
     folder: Path, names: tuple[str, ...], report: Report, *, may_lack: bool = False
 ) -> Iterator[tuple[str, str, int]]:
     """Folder, name and label of the files of a split in folders named as their classes, in the order of their names.
@@ -270,7 +189,7 @@ def _in_class_folders(
         may_lack: whether a class may have no folder.
     """
     labels = {name.casefold(): label for label, name in enumerate(names)}
-    found = {name: _listing(folder / name) for name in _listing(folder, folders=True)}
+    found = {name: names_in(folder / name) for name in names_in(folder, folders=True)}
     strange = [name for name in found if name.casefold() not in labels]
     lacking = sorted(set(labels).difference(name.casefold() for name in found))
     expected, remedy = f"the class folders {listed(names)}", "complete or rename the folders"
@@ -283,32 +202,13 @@ def _in_class_folders(
             yield from ((name, file, labels[name.casefold()]) for file in files)
 
 
-def _class_file(folder: Path, name: str, file: str, label: int, texts: Mapping[str, str] = EMPTY) -> Entry:
+def class_file_entry(folder: Path, name: str, file: str, label: int, texts: Mapping[str, str] = EMPTY) -> Entry:
     """The entry for a file in a class folder."""
     text = texts.get(f"{folder.name}/{name}/{file}", "")
     return Entry(f"class folder {name}", (folder.name, name, file), label, text)
 
 
-def _folder_texts(root: Path) -> dict[str, str]:
-    """The texts of class folders by path, none where there is no file of them."""
-    source = root / FOLDER_TEXTS
-    if not os.path.lexists(source):
-        return {}
-    texts = check_type(read_json(source), dict, source, "the file")
-    return {path: check_type(text, str, source, f"entry {listed([path])}") for path, text in texts.items()}
-
-
-def _table_entry(source: Path, number: int, row: dict[str, str], *, names: tuple[str, ...]) -> Entry:
-    """A line of a table."""
-    where = f"line {number}"
-    if row["label"] not in names:
-        raise entry_mistake(
-            source, where, f"a label that train has: {listed(names)}", typed(row["label"]), UnknownLabel
-        )
-    return Entry(where, (row["path"],), names.index(row["label"]), row.get("text") or "")
-
-
-def _listing(folder: Path, *, folders: bool = False) -> list[str]:
+def names_in(folder: Path, *, folders: bool = False) -> list[str]:
     """The names of the files, or else the folders, in a folder, sorted, without hidden ones; raises UserError."""
     try:
         with os.scandir(folder) as entries:
@@ -318,14 +218,7 @@ def _listing(folder: Path, *, folders: bool = False) -> list[str]:
     return sorted(name for name in found if not name.startswith("."))
 
 
-def _check_split(dataset: str, split: str, splits: tuple[str, ...]) -> None:
-    """Raises UserError for a split that the data set has not."""
-    if split not in splits:
-        lacks = f"expected one of {dataset}'s splits {', '.join(splits)}, found {split!r}"
-        raise UserError(f"{lacks}: {dataset} has no such split, choose another")
-
-
-def _check_folder(folder: Path, expected: str) -> Path:
+def check_folder(folder: Path, expected: str) -> Path:
     """The folder, if it is there."""
     if not os.path.isdir(folder):
         raise mistake(folder, expected, "no such folder", GIVE_ROOT)

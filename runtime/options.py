@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from models.vision import TOKENS
+from readers.data_sets import DATA_SETS
 from runtime.config_file import check_config, read_config
 from runtime.option_types import (
     Parser,
@@ -18,8 +19,6 @@ from runtime.option_types import (
     rate,
     share,
 )
-
-DATASETS = ("SER", "SER_V", "FI", "EmotionROI", "folder", "csv")
 
 
 def build_parser(defaults: dict[str, Any]) -> Parser:
@@ -183,7 +182,7 @@ def add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
-        choices=DATASETS,
+        choices=tuple(DATA_SETS),
         default="SER",
         help="data set; SER_V is SER without its texts, folder is {train,val,test}/<class>/<image>, csv a table with "
         "the columns path, label, split and, if there are any, text",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from datasets import BadImage, StickerDataset
 from engine import Batch, Predictions, compute_metrics, evaluate, format_metrics, merge_predictions
-from readers.annotations import images_root
+from readers.data_sets import DATA_SETS
 from runtime.loader import read_batches
 from runtime.monitor import StopSignals, Watchdog, progress
 from runtime.setup import Run, amp_dtype, build_eval_loader, memory_format
@@ -189,7 +189,7 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
 def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
     """The predictions with what the data set knows of them: images below its folder, and the names of the classes."""
     dataset = run.data[split]
-    root = images_root(run.options.dataset, run.options.data_path)
+    root = DATA_SETS[run.options.dataset].images_root(run.options.data_path)
     return PredictionFile(
         images=[os.path.relpath(dataset.samples[index].path, root) for index in predictions.indices.tolist()],
         labels=predictions.labels.numpy(),

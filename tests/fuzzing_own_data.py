@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from readers.annotations import class_names, read_csv, read_folder
+from readers.data_sets import DATA_SETS
+from readers.own_data import read_csv, read_folder
 from tests.fuzzing import TEXTS, change, mutate
 from tests.fuzzing_texts import check_sample, encode, put_strange_things
 from utils import UserError
@@ -74,7 +75,7 @@ def read_own_data(folder: Path) -> None:
     for split in SPLITS:
         try:
             samples = read(root, split)
-            classes = len(class_names(dataset, root))
+            classes = len(DATA_SETS[dataset].class_names(root))
         except UserError as error:
             failures.append(error)
             continue

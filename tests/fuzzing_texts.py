@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from readers.annotations import CLASS_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from readers.annotations import Sample, read_emotion_roi, read_fi, read_ser
+from readers.data_sets import DATA_SETS
 from runtime.options import build_parser, parse_options
 from tests.fuzzing import TEXTS, change, mutate, value
 from utils import UserError
@@ -28,7 +29,7 @@ READERS += [(read_emotion_roi, "EmotionROI", split) for split in ("train", "test
 def make_annotations(rng: random.Random, folder: Path) -> None:
     """A data set of one of the three layouts with a hostile list, and hostile things beside its images."""
     name = rng.choice([*LISTS, "class folders"])
-    names = CLASS_NAMES["FI" if name == "class folders" else "EmotionROI"]
+    names = DATA_SETS["FI" if name == "class folders" else "EmotionROI"].names
     root = folder / LISTS.get(name, "train")
     for label, class_name in enumerate(
         names if name in ("class folders", "training_testing_split/training.txt") else ["joy"]
@@ -119,7 +120,7 @@ def read_annotations(folder: Path) -> None:
             continue
         results += 1
         for sample in samples:
-            check_sample(sample, folder, len(CLASS_NAMES[dataset]))
+            check_sample(sample, folder, len(DATA_SETS[dataset].names))
     assert all(" ".join(str(failure).split()).isprintable() for failure in failures)
     if not results:
         raise failures[-1]

@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from readers.annotations import CLASS_NAMES, Sample, class_names, read_emotion_roi, read_fi, read_folder, read_ser
+from readers.annotations import FI_NAMES, SER_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel
+from readers.own_data import read_folder
 from utils import UserError
 
 
@@ -52,7 +54,7 @@ def test_ser_gives_path_label_from_0_and_text(ser):
         Sample(ser / "Images/cats/1.png", 6, ""),
         Sample(ser / "Images/dogs/0.png", 3, "hi"),
     ]
-    assert CLASS_NAMES["SER"][samples[1].label] == "neutral"
+    assert SER_NAMES[samples[1].label] == "neutral"
 
 
 def test_ser_takes_the_folder_above_as_well(ser):
@@ -68,10 +70,10 @@ def test_image_level_lists_come_first_and_are_not_mixed_with_the_others(ser):
 
 
 def test_class_names_are_in_label_order():
-    assert CLASS_NAMES["SER"] == ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
-    assert CLASS_NAMES["SER_V"] == CLASS_NAMES["SER"]
-    assert [len(CLASS_NAMES[name]) for name in ("FI", "EmotionROI")] == [8, 6]
-    assert all(list(CLASS_NAMES[name]) == sorted(CLASS_NAMES[name]) for name in ("FI", "EmotionROI"))
+    assert SER_NAMES == ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
+    assert SER_NAMES == SER_NAMES
+    assert [len(DATA_SETS[name].names) for name in ("FI", "EmotionROI")] == [8, 6]
+    assert all(list(DATA_SETS[name].names) == sorted(DATA_SETS[name].names) for name in ("FI", "EmotionROI"))
 
 
 @pytest.mark.parametrize("anno", [0, 8, -1, 10**30])
@@ -230,7 +232,7 @@ def test_a_list_that_is_a_pipe_does_not_hang(ser):
 def fi(tmp_path) -> Path:
     """FI's train folders, one image each, hidden files between them."""
     root = tmp_path / "FI"
-    for name in CLASS_NAMES["FI"]:
+    for name in FI_NAMES:
         add_image(root / "train" / name.capitalize() / f"{name}.jpg")
     (root / "train" / "Awe" / ".DS_Store").touch()
     return root
@@ -251,7 +253,7 @@ def class_folders(tmp_path) -> Path:
 
 
 def test_folder_takes_its_classes_from_train(class_folders):
-    assert class_names("folder", class_folders) == ("Dog", "cat")
+    assert DATA_SETS["folder"].class_names(class_folders) == ("Dog", "cat")
     assert [sample.label for sample in read_folder(class_folders, "train")] == [0, 0, 1]
     assert read_folder(class_folders, "val") == [Sample(class_folders / "val/Dog/1.png", 0, "")]
 
@@ -277,20 +279,20 @@ def test_folder_refuses_a_class_that_train_has_not(class_folders):
 def test_folder_without_a_class_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     with pytest.raises(UserError, match="a folder for each class, found no folder"):
-        class_names("folder", tmp_path)
+        DATA_SETS["folder"].class_names(tmp_path)
 
 
 def test_folder_refuses_classes_that_differ_in_case_alone(class_folders):
     add_image(class_folders / "train" / "dog" / "3.png")
     if len(list((class_folders / "train").iterdir())) == 3:  # not on a file system that takes them for one folder
         with pytest.raises(UserError, match="class folders that differ in more than case"):
-            class_names("folder", class_folders)
+            DATA_SETS["folder"].class_names(class_folders)
 
 
 def test_folder_refuses_classes_that_cannot_be_printed(class_folders):
     add_image(class_folders / "train" / "\x1b[2Jcat" / "3.png")
     with pytest.raises(UserError, match="class folders of printable names, found str '.x1b"):
-        class_names("folder", class_folders)
+        DATA_SETS["folder"].class_names(class_folders)
 
 
 def test_folder_shortens_a_path_of_its_texts(class_folders):

@@ -21,7 +21,7 @@ from PIL import Image
 from inference.explain import explain
 from inference.overlay import panels
 from inference.predictor import load_predictor
-from readers.annotations import CLASS_NAMES, read_ser
+from readers.annotations import SER_NAMES, read_ser
 
 pytestmark = pytest.mark.browser
 
@@ -257,7 +257,7 @@ def test_several_files_give_the_table_of_the_command(page, checkpoint, stickers,
     for here, there in zip(page_rows, rows, strict=True):
         assert list(here) == list(there)
         assert (here["text"], here["prediction"]) == (there["text"], there["prediction"])
-        for name in CLASS_NAMES["SER"]:
+        for name in SER_NAMES:
             assert float(here[f"p_{name}"]) == pytest.approx(float(there[f"p_{name}"]), abs=1e-4)
     assert (
         page.get_by_role("gridcell", name=stickers[0].name).or_(page.locator("td", has_text=stickers[0].name)).count()

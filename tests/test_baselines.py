@@ -10,7 +10,7 @@ import torch
 
 from inference.predictor import load_predictor
 from models import create_baseline, create_model
-from readers.annotations import CLASS_NAMES, read_ser
+from readers.annotations import SER_NAMES, read_ser
 from runtime.reports import read_predictions
 from tests.conftest import BERT, SMALL
 from tests.test_main import run_here
@@ -93,7 +93,7 @@ def test_the_predictor_rebuilds_a_network_of_timm(joined, sticker_set):
     found = load_predictor(checkpoint, device="cpu")([one.path for one in samples], [one.text for one in samples])
     expected = read_predictions(checkpoint.with_name(f"{checkpoint.stem}_test.csv"))
     for one, row in zip(found, expected.probabilities, strict=True):
-        np.testing.assert_allclose([one.probabilities[name] for name in CLASS_NAMES["SER"]], row, atol=1e-5)
+        np.testing.assert_allclose([one.probabilities[name] for name in SER_NAMES], row, atol=1e-5)
 
 
 def test_bert_alone_is_trained(sticker_set, small_bert, tmp_path):
@@ -114,8 +114,8 @@ def test_the_majority_needs_no_training(sticker_set, tmp_path):
     counts = np.bincount(labels, minlength=7)
     with (tmp_path / "checkpoint_majority_test.csv").open() as file:
         row = next(csv.DictReader(file))
-    assert row["prediction"] == CLASS_NAMES["SER"][counts.argmax()]
-    shares = [float(row[f"p_{name}"]) for name in CLASS_NAMES["SER"]]
+    assert row["prediction"] == SER_NAMES[counts.argmax()]
+    shares = [float(row[f"p_{name}"]) for name in SER_NAMES]
     np.testing.assert_allclose(shares, (counts + 1) / (counts + 1).sum(), rtol=1e-5)
     again = run_here("main_V.py", *SMALL, *arguments, "--resume", tmp_path / "checkpoint_majority.pth", "--eval")
     assert again.code == 0, again.output

@@ -10,7 +10,7 @@ import pytest
 from conftest import run_process
 from PIL import Image
 
-from readers.annotations import CLASS_NAMES
+from readers.annotations import FI_NAMES, SER_NAMES
 from tools import check_dataset
 
 NUMBERS = iter(range(1_000_000))
@@ -47,7 +47,7 @@ def make_ser(root: Path) -> Path:
 
 def make_fi(root: Path) -> Path:
     for split in ("train", "test"):
-        for name in CLASS_NAMES["FI"]:
+        for name in FI_NAMES:
             add_image(root / split / name.capitalize() / f"{name}.png")
     return root
 
@@ -88,7 +88,7 @@ def test_a_sound_set_is_told_by_its_layout(tmp_path, capsys, name):
 
 def test_classes_are_counted_by_split(tmp_path, capsys):
     _, report = run(make_ser(tmp_path / "set"))
-    assert report["class_counts"]["train"] == dict.fromkeys(CLASS_NAMES["SER"], 0) | {"surprise": 1, "happiness": 1}
+    assert report["class_counts"]["train"] == dict.fromkeys(SER_NAMES, 0) | {"surprise": 1, "happiness": 1}
     assert report["class_counts"]["test"]["disgust"] == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["train", "val", "test"] in lines
@@ -249,7 +249,7 @@ def test_the_order_of_labels_is_judged_by_the_published_counts(tmp_path, capsys,
 
 
 def test_a_refuted_order_has_the_order_implied():
-    assert check_dataset.check_label_order(PUBLISHED[::-1])["implied"] == list(CLASS_NAMES["SER"][::-1])
+    assert check_dataset.check_label_order(PUBLISHED[::-1])["implied"] == list(SER_NAMES[::-1])
 
 
 def test_of_many_equal_images_the_text_names_a_few(tmp_path):

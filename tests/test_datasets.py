@@ -16,7 +16,7 @@ from timm.data import create_transform
 from torchvision import transforms
 
 from datasets import Draw, StickerDataset, Transform, build_dataset, build_transform, seed_generators
-from readers.annotations import CLASS_NAMES, Sample
+from readers.annotations import SER_NAMES, Sample
 from readers.image_cache import available_memory
 from readers.tokenizer import Tokenizer
 from runtime.loader import build_loader, read_batches
@@ -61,7 +61,7 @@ def test_an_item_of_ser_has_image_label_index_and_words(root, tokenizer, evaluat
     dataset = build_dataset("SER", root, "test", transform=evaluation, tokenizer=tokenizer)
     assert len(dataset) == 7
     assert dataset.labels == list(range(7))
-    assert dataset.class_names == CLASS_NAMES["SER"]
+    assert dataset.class_names == SER_NAMES
     assert dataset.samples[3] == Sample(root / "Images/cats/3.png", 3, "a ||| b")
     for index, text in enumerate(TEXTS):
         item = dataset[index]

@@ -6,7 +6,9 @@ import json
 import pytest
 from PIL import Image
 
-from readers.annotations import class_names, read_csv, read_folder, read_ser
+from readers.annotations import read_ser
+from readers.data_sets import DATA_SETS
+from readers.own_data import read_csv, read_folder
 from runtime.reports import read_predictions
 from tests.conftest import SMALL
 from tests.test_main import run_here
@@ -34,10 +36,10 @@ def table(sticker_set):
 
 
 def test_a_table_has_the_samples_of_its_lines(table, sticker_set):
-    assert class_names("csv", table) == tuple(sorted(EMOTIONS))
+    assert DATA_SETS["csv"].class_names(table) == tuple(sorted(EMOTIONS))
     found, expected = read_csv(table, "test"), read_ser(sticker_set, "test")
     assert [(one.path, one.text) for one in found] == [(one.path, one.text) for one in expected]
-    names = class_names("csv", table)
+    names = DATA_SETS["csv"].class_names(table)
     assert [names[one.label] for one in found] == [EMOTIONS[one.label] for one in expected]
 
 
@@ -66,7 +68,7 @@ def test_a_table_without_its_columns(tmp_path):
     with pytest.raises(UserError, match="with the columns path, label, split, found none of the name path"):
         read_csv(path, "train")
     with pytest.raises(UserError, match="lines of the split train, found none"):
-        class_names("csv", write_table(path, [], ("path", "label", "split")))
+        DATA_SETS["csv"].class_names(write_table(path, [], ("path", "label", "split")))
 
 
 def test_a_table_with_a_column_twice(tmp_path):

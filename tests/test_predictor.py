@@ -11,7 +11,7 @@ from PIL import Image
 
 from inference.explain import explain
 from inference.predictor import load_predictor
-from readers.annotations import CLASS_NAMES, read_ser
+from readers.annotations import SER_NAMES, read_ser
 from readers.checkpoint import read_checkpoint
 from utils import UserError
 
@@ -67,7 +67,7 @@ def test_a_published_checkpoint_has_the_names_of_its_data_set(trained, tmp_path)
     full = read_checkpoint(trained["lora_v"] / "checkpoint_v.pth", "--resume")
     arguments = {key: full["args"][key] for key in ("backbone", "alpha", "locals", "hidden_dim", "input_size")}
     torch.save({"model": full["model"], "args": arguments}, tmp_path / "published.pth")
-    assert load_predictor(tmp_path / "published.pth").class_names == CLASS_NAMES["SER"]
+    assert load_predictor(tmp_path / "published.pth").class_names == SER_NAMES
 
 
 def test_what_is_no_checkpoint_is_one_line(trained, tmp_path, run_script):
@@ -120,7 +120,7 @@ def test_files_that_cannot_be_read_do_not_stop_it(trained, sticker_set, tmp_path
     with output.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [Path(row["image"]) for row in rows] == good
-    assert all(sum(float(row[f"p_{name}"]) for name in CLASS_NAMES["SER"]) == pytest.approx(1) for row in rows)
+    assert all(sum(float(row[f"p_{name}"]) for name in SER_NAMES) == pytest.approx(1) for row in rows)
 
 
 def test_a_text_that_is_cut_or_not_read_is_said(trained, sticker_set, run_script):

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from readers.annotations import class_names, read_folder, read_ser
+from readers.annotations import read_ser
+from readers.data_sets import DATA_SETS
+from readers.own_data import read_folder
 from tools import make_demo_set, make_pretraining_set
 from tools.demo_set import styles
 from tools.demo_set.styles import emoji_of, pixels_on_white
@@ -74,7 +76,7 @@ def styles_of(path: Path) -> str:
 
 
 def test_a_class_has_three_pictures_at_least_one_of_them_in_train(pretraining):
-    names = class_names("folder", pretraining)
+    names = DATA_SETS["folder"].class_names(pretraining)
     samples = {split: read_folder(pretraining, split) for split in SPLITS}
     counts = Counter(sample.label for split in SPLITS for sample in samples[split])
     assert set(counts) == {sample.label for sample in samples["train"]} == set(range(len(names)))

@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/baselines.py` finds the project's modules
 
-from readers.annotations import CLASS_NAMES, Sample, read_ser
+from readers.annotations import SER_NAMES, Sample, read_ser
 from readers.images import read_image
 from runtime.reports import PredictionFile, predictions_table
 from utils import UserError
@@ -101,14 +101,14 @@ def run(root: Path, split: str) -> Baselines:
     majority = DummyClassifier(strategy="most_frequent").fit(train[1], train[1]).predict(labels)
     model, settings = fit_hog(train, data["val"])
     descriptors = features(pictures, settings["mode"])
-    probabilities = np.zeros((len(labels), len(CLASS_NAMES["SER"])))  # 0 for a class that train has not
+    probabilities = np.zeros((len(labels), len(SER_NAMES)))  # 0 for a class that train has not
     probabilities[:, model.classes_] = model.predict_proba(descriptors)
     images = [os.path.relpath(one.path, root) for one in samples[split]]
-    hog_predictions = PredictionFile(images, labels, model.predict(descriptors), probabilities, CLASS_NAMES["SER"])
+    hog_predictions = PredictionFile(images, labels, model.predict(descriptors), probabilities, SER_NAMES)
     scores = {
         "split": split,
         "samples": {name: len(found) for name, found in samples.items()},
-        "majority": score(labels, majority) | {"class": CLASS_NAMES["SER"][majority[0]]},
+        "majority": score(labels, majority) | {"class": SER_NAMES[majority[0]]},
         "hog": score(labels, hog_predictions.predictions) | {"chosen_on_val": settings},
     }
     return Baselines(scores, hog_predictions)

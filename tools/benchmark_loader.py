@@ -24,9 +24,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from readers.data_sets import DATA_SETS
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from datasets import READERS, Draw, StickerDataset, build_transform, kept_generators, seed_generators
+from datasets import Draw, StickerDataset, build_transform, kept_generators, seed_generators
 from readers.annotations import Sample
 from runtime.loader import build_loader, read_batches
 from tools.benchmark_measure import machine, summarize
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> dict[str, Rows]:
     with tempfile.TemporaryDirectory() as folder:
         sets = {"JPEG stickers": [Sample(path, 0, "") for path in draw_stickers(Path(folder), options.images)]}
         if options.data_path:
-            samples = READERS[guess_dataset(options.data_path)](options.data_path, "train")
+            samples = DATA_SETS[guess_dataset(options.data_path)].read(options.data_path, "train")
             sets[options.data_path.name] = [samples[i * len(samples) // options.images] for i in range(options.images)]
         return {name: measure(build_steps(samples, options), options) for name, samples in sets.items()}
 

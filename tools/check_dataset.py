@@ -25,13 +25,14 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
 
-from datasets import READERS, check_proportions
-from readers.annotations import CLASS_NAMES, SPLITS, Sample, class_names
+from datasets import check_proportions
+from readers.annotations import SER_NAMES, Sample
+from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel, open_regular
 from readers.images import EXPECTED, REMEDY, read_image
 from utils import RunError, UserError, mistake, printable, reason
 
-SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in the order of CLASS_NAMES
+SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
 PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to
 SHOWN = 20  # findings of a kind in the text
 SHOWN_ALIKE = 4  # images of a group of equal ones
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="folder of the data set, or its CSV file")
-    parser.add_argument("--dataset", choices=READERS, help="which data set (default: guessed from the layout)")
+    parser.add_argument("--dataset", choices=DATA_SETS, help="which data set (default: guessed from the layout)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the whole report")
     return parser
@@ -99,16 +100,16 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
         guessed = name is None
     name = name or guess_dataset(root)
     findings: Findings = {kind: [] for kind in KINDS}
-    splits = {split: read_split(name, root, split, findings) for split in SPLITS[name]}
+    splits = {split: read_split(name, root, split, findings) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
     checked = check_images([path for path in paths if path not in missing], workers)
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
     report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed}
-    names = class_names(name, root)
+    names = DATA_SETS[name].class_names(root)
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
-    if names == CLASS_NAMES["SER"]:
+    if names == SER_NAMES:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
     wrong = sum(len(found) for kind, found in findings.items() if kind not in NOTES)
     refuted = report.get("label_order", {}).get("verdict") == "refuted"
@@ -117,11 +118,7 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
 
 def guess_dataset(root: Path) -> str:
     """The data set whose layout a folder has; raises UserError where it has none."""
-    marks = {
-        "SER": ("Annotations", "SER_Dataset/Annotations"),
-        "EmotionROI": ("training_testing_split", "images"),
-        "FI": ("train", "test"),
-    }
+    marks = {name: one.marks for name, one in DATA_SETS.items() if one.marks}
     for name, folders in marks.items():
         if any((root / folder).is_dir() for folder in folders):
             return name
@@ -143,7 +140,7 @@ def read_split(name: str, root: Path, split: str, findings: Findings) -> list[Sa
             findings[kind].append({"split": split, "text": str(error)})
 
     try:
-        return READERS[name](root, split, note)
+        return DATA_SETS[name].read(root, split, note)
     except UserError as error:
         findings["unreadable_lists"].append({"split": split, "text": f"{split}: {error}"})
         return []
@@ -216,7 +213,7 @@ def check_label_order(counts: Sequence[int]) -> dict[str, Any]:
 
     All seven counts differ, so that the same counts in another order tell which label has which name.
     """
-    names = CLASS_NAMES["SER"]
+    names = SER_NAMES
     if tuple(counts) == SER_TEST_COUNTS:
         return {"verdict": "confirmed", "text": "the class counts of test are the published ones"}
     if sorted(counts) == sorted(SER_TEST_COUNTS):

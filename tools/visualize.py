@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the p
 from inference.explain import explain, keeping
 from inference.overlay import explanation_figure
 from inference.predictor import Predictor, load_predictor
-from readers.annotations import images_root
+from readers.data_sets import DATA_SETS
 from readers.images import read_image
 from runtime import figures
 from runtime.reports import read_predictions
@@ -70,7 +70,7 @@ def read_run(folder: Path) -> RunFolder:
         log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
         metrics = json.loads((folder / f"{stem}_test.json").read_text(encoding="utf-8"))
         options = json.loads((folder / "options.json").read_text(encoding="utf-8"))["options"]
-        root = images_root(options["dataset"], options["data_path"])
+        root = DATA_SETS[options["dataset"]].images_root(options["data_path"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: expected the files that a run writes, found {error!r}; evaluate it anew") from error
     found = read_predictions(folder / f"{stem}_test.csv")

@@ -1,0 +1,79 @@
+"""One record a data set: its classes, splits, reader and texts, and the layout that it is known by.
+
+Nothing here imports PyTorch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from readers.annotations import EMOTION_ROI_NAMES, FI_NAMES, SER_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from readers.files import Report, stop
+from readers.own_data import OWN_SPLITS, folder_class_names, read_csv, read_folder, table_class_names
+from utils import UserError
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the project knows of a data set.
+
+    Attributes:
+        name: as `--dataset` has it.
+        title: as documents have it.
+        reader: reads a split below a root; see `readers.annotations.read_ser`.
+        splits: the names of its splits.
+        names: its classes in label order; empty if they are those of train.
+        find_names: the classes below a root; None if they are always `names`.
+        has_texts: whether its samples may have texts.
+        marks: folders by which its layout is recognised, one of which is enough.
+        is_table: whether its root is a file beside the images.
+    """
+
+    name: str
+    title: str
+    reader: Callable[..., list[Sample]]
+    splits: tuple[str, ...] = OWN_SPLITS
+    names: tuple[str, ...] = ()
+    find_names: Callable[[Path], tuple[str, ...]] | None = None
+    has_texts: bool = False
+    marks: tuple[str, ...] = ()
+    is_table: bool = False
+
+    def read(self, root: str | Path, split: str, report: Report = stop) -> list[Sample]:
+        """The samples of a split; see `readers.annotations.read_ser`."""
+        if split not in self.splits:
+            expected = f"expected one of {self.title}'s splits {', '.join(self.splits)}"
+            raise UserError(f"{expected}, found {split!r}: {self.title} has no such split, choose another")
+        return self.reader(root, split, report)
+
+    def class_names(self, root: str | Path) -> Sequence[str]:
+        """The names of the labels in their order; raises UserError if they are read from data that are not there."""
+        return self.find_names(Path(root)) if self.find_names else self.names
+
+    def images_root(self, root: str | Path) -> Path:
+        """The folder below which the images are, and from which predictions name them."""
+        return Path(root).parent if self.is_table else Path(root)
+
+
+SER_MARKS = ("Annotations", "SER_Dataset/Annotations")
+DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            DataSet("SER", "SER30K", read_ser, names=SER_NAMES, has_texts=True, marks=SER_MARKS),
+            DataSet("SER_V", "SER30K", read_ser, names=SER_NAMES),
+            DataSet("FI", "FI", read_fi, ("train", "test"), FI_NAMES, marks=("train", "test")),
+            DataSet(
+                "EmotionROI",
+                "EmotionROI",
+                read_emotion_roi,
+                ("train", "test"),
+                EMOTION_ROI_NAMES,
+                marks=("training_testing_split", "images"),
+            ),
+            DataSet("folder", "class folders", read_folder, find_names=folder_class_names, has_texts=True),
+            DataSet("csv", "a table", read_csv, find_names=table_class_names, has_texts=True, is_table=True),
+        )
+    }
+)
