@@ -1,19 +1,27 @@
-"""One epoch of training and one pass of evaluation."""
+"""One epoch of training, one pass of evaluation, and the metrics."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+)
 from torch import Tensor, nn
 
 from utils import UserError
 
+CLASSES_SHOWN = 20  # of more, a table by class and a confusion matrix do not fit on a screen
 Batch = dict[str, Any]  # tensors, and `skipped`
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Predictions(NamedTuple):
@@ -24,78 +32,99 @@ class Predictions(NamedTuple):
     logits: Tensor
 
 
-def model_inputs(
-    batch: Batch, device: torch.device, memory_format: torch.memory_format = torch.contiguous_format
-) -> list[Tensor]:
-    """The tensors that the model is called with: images and, where there are any, word ids and mask."""
-    images = batch["image"].to(device, non_blocking=True, memory_format=memory_format)
-    return [images, *(batch[name].to(device, non_blocking=True) for name in ("word_ids", "word_mask") if name in batch)]
+@dataclass(frozen=True)
+class Precision:
+    """Where and how the forward pass is computed; losses and metrics are float32.
+
+    Attributes:
+        amp_dtype: of autocast; float32 is without it.
+        memory_format: of the images.
+    """
+
+    device: torch.device
+    amp_dtype: torch.dtype = torch.float32
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype != torch.float32)
+
+    def inputs(self, batch: Batch) -> list[Tensor]:
+        """What the model is called with: images and, if there are any, word ids and mask, on the device."""
+        images = batch["image"].to(self.device, non_blocking=True, memory_format=self.memory_format)
+        words = [batch[name] for name in ("word_ids", "word_mask") if name in batch]
+        return [images, *(tensor.to(self.device, non_blocking=True) for tensor in words)]
+
+
+@dataclass
+class Stepper:
+    """How batches become steps of the optimizer.
+
+    Attributes:
+        scaler: scales the loss for float16; it does nothing if it is not enabled.
+        accumulate: batches a step; their gradient is that of the mean over them, as one large batch would give.
+        clip_grad: largest norm of the gradient, at any precision.
+        mixup: Mixup or CutMix of images and labels.
+        after_step: called after each step with the number of the epoch's batches that are done.
+    """
+
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    accumulate: int = 1
+    clip_grad: float | None = None
+    mixup: Mix | None = None
+    after_step: Callable[[int], None] = lambda batches_done: None
+
+    def step(self, model: nn.Module) -> None:
+        """One step with the gradients at hand, which are cleared."""
+        if self.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def train_one_epoch(
     model: nn.Module,
     criterion: nn.Module,
     batches: Iterable[Batch],
-    optimizer: torch.optim.Optimizer,
-    *,
-    device: torch.device,
-    scaler: torch.amp.GradScaler,
+    stepper: Stepper,
+    precision: Precision,
     losses: "LossRecord",
+    *,
     num_batches: int,
     first_batch: int = 0,
-    accumulate: int = 1,
-    amp_dtype: torch.dtype = torch.float32,
-    clip_grad: float | None = None,
-    mixup: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    after_step: Callable[[int], None] = lambda batches_done: None,
 ) -> None:
-    """Trains on the batches of an epoch from `first_batch` on, one optimizer step every `accumulate` batches.
+    """Trains on the batches of an epoch from `first_batch` to the last of `num_batches`.
 
-    The gradient of a step is that of the mean over its batches, as one large batch would give, and processes exchange
-    it once; the last step takes what is left.
+    Processes exchange the gradient once a step; the last step takes what is left of the batches.
 
     Args:
-        batches: from number `first_batch` to the last of the epoch's `num_batches`.
-        scaler: scales the loss for float16; does nothing where it is not enabled.
         losses: takes the loss of each batch.
-        clip_grad: largest norm of the gradient, at any precision.
-        after_step: called after each step with how many batches of the epoch are done.
 
     Raises:
         UserError: a loss that is not finite; the message names the batch.
     """
     model.train()
     for number, batch in enumerate(batches, start=first_batch):
-        step_start = number // accumulate * accumulate
-        step_size = min(accumulate, num_batches - step_start)
+        step_start = number // stepper.accumulate * stepper.accumulate
+        step_size = min(stepper.accumulate, num_batches - step_start)
         is_last = number + 1 == step_start + step_size
-        inputs = model_inputs(batch, device, memory_format)
-        targets = batch["label"].to(device, non_blocking=True)
-        if mixup is not None:
-            inputs[0], targets = mixup(inputs[0], targets)
+        inputs = precision.inputs(batch)
+        targets = batch["label"].to(precision.device, non_blocking=True)
+        if stepper.mixup is not None:
+            inputs[0], targets = stepper.mixup(inputs[0], targets)
         with nullcontext() if is_last or not hasattr(model, "no_sync") else model.no_sync():
-            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype != torch.float32):
+            with precision.autocast():
                 logits = model(*inputs)
             loss = criterion(logits.float(), targets)
             losses.add(loss.detach(), batch["index"])
-            scaler.scale(loss / step_size).backward()
+            stepper.scaler.scale(loss / step_size).backward()
         if is_last:
-            take_step(model, optimizer, scaler, clip_grad)
-            after_step(number + 1)
+            stepper.step(model)
+            stepper.after_step(number + 1)
     losses.check()
-
-
-def take_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_grad: float | None
-) -> None:
-    """One step of the optimizer with the gradients at hand, which are cleared; clipped first at any precision."""
-    if clip_grad is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
 
 
 class LossRecord:
@@ -144,11 +173,9 @@ class LossRecord:
 def evaluate(
     model: nn.Module,
     batches: Iterable[Batch],
+    precision: Precision,
     *,
-    device: torch.device,
     num_classes: int,
-    amp_dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.contiguous_format,
     text_features: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
     """Runs the model in evaluation mode over the batches, which may be none, or have no readable image.
@@ -162,8 +189,8 @@ def evaluate(
     for batch in batches:
         if "image" not in batch:
             continue
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype != torch.float32):
-            inputs = model_inputs(batch, device, memory_format)
+        with precision.autocast():
+            inputs = precision.inputs(batch)
             if text_features is None:
                 output = model(*inputs)
             else:
@@ -181,14 +208,36 @@ def evaluate(
     return predictions
 
 
+class TextFeatures:
+    """The text encoder's features of a split's distinct texts, each encoded once in an evaluation, when first needed.
+
+    The texts are encoded in groups that are the same whatever samples come first, so that features, and with them the
+    logits, do not depend on the number of processes, not even in the last bit.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Any, group_size: int):
+        self.model, self.dataset, self.group_size = model, dataset, group_size
+        self.device = next(model.parameters()).device
+        self.groups: dict[int, Tensor] = {}  # (texts of the group, 30, width)
+
+    def of(self, indices: Tensor) -> Tensor:
+        """Features (B, 30, width) of samples (B,)."""
+        rows = self.dataset.rows[indices].tolist()
+        return torch.stack([self._group(row // self.group_size)[row % self.group_size] for row in rows])
+
+    def _group(self, number: int) -> Tensor:
+        if number not in self.groups:
+            start = number * self.group_size
+            words = self.dataset.words[start : start + self.group_size].to(self.device)  # (texts, 2, 30)
+            self.groups[number] = self.model.encode_text(words[:, 0], words[:, 1])
+        return self.groups[number]
+
+
 def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
     """The predictions of all processes in the order of the samples, each sample once."""
     merged = Predictions(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
     order = merged.indices.argsort()
     return Predictions(*(tensor[order] for tensor in merged))
-
-
-CLASSES_SHOWN = 20  # of more, a table by class and a confusion matrix fit no screen
 
 
 def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:

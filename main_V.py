@@ -7,10 +7,15 @@
 
 import sys
 
-from main import main
-from runtime.setup import keep_freed_memory
+from runtime.options import check_command_line
 
 DEFAULTS = {"model": "lora_v", "dataset": "SER_V", "texts": False}
+
+if __name__ == "__main__":
+    check_command_line(sys.argv[1:], DEFAULTS)
+
+from main import main
+from runtime.setup import keep_freed_memory
 
 if __name__ == "__main__":
     keep_freed_memory()

@@ -91,6 +91,19 @@ def mistake(path: str | Path, expected: str, found: str, remedy: str) -> UserErr
     return UserError(f"{printable(path)}: expected {expected}, found {found}: {remedy}")
 
 
+@contextmanager
+def naming_flags() -> Iterator[None]:
+    """A network's ValueError, whose message begins with a parameter's name, becomes an error that names its flag."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        flag = {"bert": "--bert-model"}.get(name, "--" + name.replace("_", "-"))
+        raise UserError(f"{flag} {rest}") from error
+
+
 def reason(error: BaseException) -> str:
     """Why a file could not be opened or read, on one short line."""
     text = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
@@ -140,7 +153,7 @@ def write_json(path: Path, values: Any) -> None:
     write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: "bytes | memoryview") -> None:
     """Writes a file under a temporary name in its folder, flushes it to disk and renames it.
 
     Raises:
@@ -418,10 +431,11 @@ def failing_together() -> Iterator[None]:
         raise error
 
 
-def write_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Writes a checkpoint under a temporary name and renames it; the one before stays until then."""
+def write_checkpoint(paths: Sequence[Path], content: dict[str, Any]) -> None:
+    """Writes a checkpoint to each path in turn, each whole or not at all; it is serialised once."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    write_whole(path, buffer.getvalue())
+    torch.save(content, buffer)
+    for path in paths:
+        write_whole(path, buffer.getbuffer())

@@ -7,8 +7,7 @@ predictions = predictor(["sticker.png"])            # LORA: predictor(images, te
 print(predictions[0].label, predictions[0].probabilities)
 """
 
-from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datasets import build_transform
-from models import check_image_size, is_baseline
-from readers.annotations import CLASS_NAMES
-from readers.checkpoint import read_checkpoint
+from models import Network, create_model
+from models.vision import check_image_size
+from readers.checkpoint import load_state, read_checkpoint
+from readers.checkpoint_fields import Checkpoint
+from readers.data_sets import DATA_SETS
 from readers.images import as_rgb, read_image
-from readers.tokenizer import Tokenizer
-from runtime.options import parse_options
-from runtime.weights import architecture_options, build_model, find_tokenizer, model_of, reads_texts
-from utils import UserError, choose_device
-
-DEFAULT_SIZE = 448
-
-LORAS = ("lora", "lora_v")  # what selects patches
+from readers.tokenizer import Tokenizer, find_tokenizer
+from utils import UserError, choose_device, naming_flags
 
 Picture = Image.Image | str | Path
 
@@ -44,30 +39,40 @@ class Predictor:
     """A network in evaluation mode with all that leads from pictures and texts to it.
 
     Attributes:
-        name: as --model has it; `options`: what it was trained with; `class_names`: of its labels, in order.
-        tokenizer: None for a network that reads no texts; `transform`: a picture in RGB to the tensor (3, size, size).
+        network: its record; `name` is the record's.
+        settings: those of its architecture, with `input_size`, `dataset` and `protocol` of its training.
+        class_names: of its labels, in order.
+        tokenizer: None for a network that reads no texts.
+        transform: brings a picture in RGB to the tensor (3, size, size).
     """
 
     def __init__(
         self,
+        network: Network,
         model: nn.Module,
-        options: Namespace,
+        settings: Mapping[str, Any],
         class_names: Sequence[str],
         tokenizer: Tokenizer | None,
         device: torch.device,
     ):
-        self.name = options.model
+        self.network = network
+        self.name = network.name
         self.model = model.to(device).eval()
-        self.options = options
+        self.settings = dict(settings)
         self.class_names = tuple(class_names)
         self.tokenizer = tokenizer
         self.device = device
-        self.transform = build_transform(False, input_size=options.input_size)
+        self.transform = build_transform(False, input_size=self.input_size)
+
+    @property
+    def input_size(self) -> int:
+        """The side of the images that it reads, in pixels."""
+        return self.settings["input_size"]
 
     @property
     def selects_patches(self) -> bool:
         """Whether the network has local re-attention."""
-        return self.name in LORAS
+        return self.network.selects_patches
 
     def __call__(self, images: Sequence[Picture | Tensor], texts: Sequence[str] | None = None) -> list[Prediction]:
         """The prediction for each image; LORA takes a text for each, '' where there is none.
@@ -114,40 +119,50 @@ class Predictor:
 
 
 def load_predictor(path: str | Path, *, device: str = "auto", bert_model: str = "") -> Predictor:
-    """Rebuilds a network from its checkpoint, LORA's text encoder included; nothing is downloaded.
+    """Builds a network again from its checkpoint, LORA's text encoder included; nothing is downloaded.
 
     Args:
-        path: a checkpoint of a training, a shrunk one, or a published one; with a moving average, that is taken.
+        path: a checkpoint of a training, a shrunk one, or a published one; a moving average is preferred.
         device: auto, cpu, cuda or mps.
         bert_model: a folder with the vocabulary, for a text encoder with one of its own.
 
     Raises:
         UserError: a file that is no checkpoint, or not one of this project's networks.
     """
-    source = f"checkpoint {path}"
-    start = read_checkpoint(path, "checkpoint")
-    options = parse_options([], {})
-    options.model = model_of(start)
-    for name in architecture_options(options.model):
-        setattr(options, name, start["args"].get(name, getattr(options, name)))
-    options.input_size = start["args"].get("input_size", DEFAULT_SIZE)
-    options.dataset = start["args"].get("dataset", options.dataset)
-    options.resume, options.eval, options.bert_model = str(path), True, bert_model
-    options.model_ema = "model_ema" in start
-    head = start["model"].get("counts" if options.model == "majority" else "head.weight")
-    if head is None or head.ndim == 0:
+    return build_predictor(read_checkpoint(path, "checkpoint"), f"checkpoint {path}", device, bert_model)
+
+
+def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", bert_model: str = "") -> Predictor:
+    """The predictor of a checkpoint; see `load_predictor`. `source` is what messages call the file."""
+    network, num_classes = checkpoint.network, checkpoint.num_classes
+    if num_classes is None:
         raise UserError(f"{source}: expected the weights of a whole network, found none of a head")
-    tokenizer = find_tokenizer(options, start.get("vocabulary_sha256")) if reads_texts(options) else None
-    if not is_baseline(options.model):
-        check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
-    model = build_model(options, start, head.shape[0], say=lambda account: None)
-    class_names = names_of(start, options.dataset, head.shape[0])
-    return Predictor(model, options, class_names, tokenizer, choose_device(device, 0))
+    settings = checkpoint.settings
+    input_size, dataset = checkpoint.setting("input_size"), str(checkpoint.args.get("dataset", "SER"))
+    tokenizer = None
+    if network.reads_text:
+        tokenizer = find_tokenizer(checkpoint.vocabulary_sha256, bert_model, source)
+        settings["bert"] = checkpoint.bert_config
+    with naming_flags():
+        if network.is_pyramid:
+            check_image_size(input_size, input_size, settings["alpha"] if network.selects_patches else 1)
+        model = create_model(network.name, num_classes=num_classes, **settings)
+    load_state(model, checkpoint.model_ema or checkpoint.model, source)
+    return Predictor(
+        network,
+        model,
+        checkpoint.settings
+        | {"input_size": input_size, "dataset": dataset, "protocol": checkpoint.args.get("protocol")},
+        names_of(checkpoint, dataset, num_classes),
+        tokenizer,
+        choose_device(device, 0),
+    )
 
 
-def names_of(start: dict[str, Any], dataset: str, num_classes: int) -> Sequence[str]:
+def names_of(checkpoint: Checkpoint, dataset: str, num_classes: int) -> Sequence[str]:
     """The class names of a checkpoint; those of its data set for a published one, which has none; else numbers."""
-    for names in (start.get("class_names"), CLASS_NAMES.get(dataset)):
+    record = DATA_SETS.get(dataset)
+    for names in (checkpoint.class_names, record.names if record else ()):
         if names and len(names) == num_classes:
             return names
     return [f"class {number}" for number in range(num_classes)]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from readers.checkpoint_fields import check_fields, plain
+from readers.checkpoint_fields import Checkpoint, check_fields, plain
 from readers.fetch import fetch
 from readers.pickle_check import RefusedPickle, check_pickle
 from utils import UserError, print0, printable, shown
@@ -63,33 +63,32 @@ def read_file(path: Path, source: str) -> Any:
         ) from error
 
 
-def read_checkpoint(path: str | Path, flag: str) -> dict[str, Any]:
-    """Reads a checkpoint: a dictionary with `model`, or a bare state dict, which becomes one.
+def read_checkpoint(path: str | Path, flag: str) -> Checkpoint:
+    """Reads a checkpoint: a dictionary with `model`, or a bare state dict.
 
     `args` of a published checkpoint, a Namespace, comes as a dictionary. A `module.` prefix is taken off all names.
-    Only the fields of `readers.checkpoint_fields` are read: all by --resume, `model` alone by --visfinetune.
 
     Raises:
         UserError: as `read_weights_file`, or a field that is not as a run needs it, with its name.
     """
     file, source = find_weights_file(path, flag), f"{flag} {printable(path)}"
-    checkpoint = read_file(file, source)
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{source}: expected a dictionary of weights, found {type(checkpoint).__name__}")
-    checkpoint = plain(checkpoint)
-    checkpoint = checkpoint if "model" in checkpoint else {"model": checkpoint}
-    checkpoint = check_fields(checkpoint, flag, source, file.stat().st_size)
-    state = checkpoint["model"]
-    if all(name.startswith("module.") for name in state):
-        checkpoint["model"] = {name.removeprefix("module."): value for name, value in state.items()}
+    content = read_file(file, source)
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: expected a dictionary of weights, found {type(content).__name__}")
+    content = plain(content)
+    content = content if "model" in content else {"model": content}
+    checkpoint = check_fields(content, flag, source, file.stat().st_size)
+    if all(name.startswith("module.") for name in checkpoint.model):
+        checkpoint.model = {name.removeprefix("module."): value for name, value in checkpoint.model.items()}
     return checkpoint
 
 
-def newest_checkpoint(folder: Path, stem: str) -> Path | None:
+def newest_checkpoint(folder: Path, stem: str) -> tuple[Path, Checkpoint] | None:
     """The newest whole checkpoint of a run: `<stem>.pth`, `<stem>_best.pth` or `<stem>_epoch<number>.pth`.
 
     Returns:
-        Its path; None where there is no checkpoint at all. One that cannot be read is passed over, and this is said.
+        Its path and content; None if there is no checkpoint at all. One that cannot be read is passed over, with a
+        warning.
 
     Raises:
         UserError: there are checkpoints, but none can be read.
@@ -99,14 +98,13 @@ def newest_checkpoint(folder: Path, stem: str) -> Path | None:
     candidates.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in candidates:
         try:
-            read_checkpoint(path, "--resume")
-            return path
+            return path, read_checkpoint(path, "--resume")
         except UserError as error:
             print0(f"warning: passed over: {error}")
     if candidates:
         raise UserError(
             f"--resume auto: none of the {len(candidates)} checkpoints in {folder} can be read; "
-            "move them away to start afresh"
+            "move them away to start from the beginning"
         )
     return None
 

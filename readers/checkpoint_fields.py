@@ -3,12 +3,15 @@
 import argparse
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from utils import UserError, shown
+from models.networks import SETTINGS, Network, Setting, get_network, is_count
+from utils import UserError, shown, typed
 
 REQUIRED_FIELDS = {  # largest values, beyond any published encoder
     "vocab_size": 2**22,
@@ -72,37 +75,20 @@ def count_parameters(config: Mapping[str, Any]) -> int:
     return rows * width + config["num_hidden_layers"] * (4 * width**2 + 2 * width * inner)
 
 
-MAX_SIDE = 8192  # of an image, in pixels
-
-MAX_NUMBER = 10**9  # of epochs, steps and architecture: more is a mistake, and would be printed at full length
-
-
-class Field(NamedTuple):
-    """What a field of a checkpoint must be: a test of its value, and the same in words."""
-
-    fits: Callable[[Any], bool]
-    expected: str
-
-
-def is_count(value: Any, low: int = 0) -> bool:
-    """An integer from `low`, within reason."""
-    return type(value) is int and low <= value <= MAX_NUMBER
-
-
 def is_number(value: Any) -> bool:
     """A finite number that is no boolean."""
     return type(value) in (int, float) and abs(value) <= 1e30 and math.isfinite(value)
 
 
-def is_name(value: Any) -> bool:
+def is_line(value: Any) -> bool:
     """A short text on one line."""
     return isinstance(value, str) and value.isprintable() and len(value) <= 200
 
 
 def is_best(value: Any) -> bool:
     """The best epoch so far, counted from 0 (-1: none yet), and its numbers, of which `acc1`, in per cent, is one."""
-    numbers = isinstance(value, dict) and all(is_name(key) and is_number(number) for key, number in value.items())
-    return numbers and 0 <= value.get("acc1", -1) <= 100 and is_count(value.get("epoch"), low=-1)
+    numbers = isinstance(value, dict) and all(is_line(key) and is_number(number) for key, number in value.items())
+    return numbers and 0 <= value.get("acc1", -1) <= 100 and is_count(value.get("epoch"), -1)
 
 
 def is_scaler(value: Any) -> bool:
@@ -126,76 +112,139 @@ def is_list_of(value: Any, fits: Callable[[Any], bool]) -> bool:
 
 def is_entry(value: Any) -> bool:
     """An entry of a log: its epoch, and the accuracy by which the best epoch is chosen."""
-    is_log = is_dictionary(value) and is_count(value.get("epoch"))
+    is_log = is_dictionary(value) and is_count(value.get("epoch"), 0)
     return is_log and is_number(value.get("val_acc1", value.get("test_acc1")))
 
 
-# Fields that any checkpoint may have, and those that only --resume reads. A field that is in neither is not read.
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds: the fields of its file, which has no others that are read.
+
+    A bare state dict is a checkpoint with `model` alone.
+
+    Attributes:
+        args: the options of the run that wrote it.
+        epoch: the last finished one; `step`: the batches of the next one that are done.
+        history: the entries of the log.
+        processes: the random states, losses and skipped images of each process.
+    """
+
+    model: dict[str, Tensor]
+    args: dict[str, Any] = field(default_factory=dict)
+    bert_config: dict[str, Any] | None = None
+    class_names: list[str] | None = None
+    vocabulary_sha256: str | None = None
+    epoch: int | None = None
+    step: int = 0
+    epoch_seconds: float = 0.0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    optimizer: dict[str, Any] | None = None
+    lr_scheduler: dict[str, Any] | None = None
+    scaler: dict[str, Any] | None = None
+    model_ema: dict[str, Tensor] | None = None
+    processes: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def network(self) -> Network:
+        """The network that it is of: a baseline as its `args` say, else as the names of its weights do."""
+        with suppress(ValueError):
+            network = get_network(str(self.args.get("model", "")), texts=self.setting("texts"))
+            if not network.is_pyramid:
+                return network
+        parts = {name.partition(".")[0] for name in self.model}
+        return get_network("lora" if "text_model" in parts else "pvt" if "patch_embed1" in parts else "lora_v")
+
+    def setting(self, name: str) -> Any:
+        """A setting of the architecture, as it was trained; the paper's if the file has none."""
+        return self.args.get(name, SETTINGS[name].default)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the network's architecture, as `models.create_model` takes them."""
+        return {name: self.setting(name) for name in self.network.settings}
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes its head has; None if it has no head."""
+        head = self.model.get("head.weight", self.model.get("counts"))
+        return None if head is None or head.ndim == 0 else head.shape[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of its file: plain values and tensors."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+    def drop_tensors(self) -> None:
+        """Lets go of the weights and the optimizer's state, which take as much memory as the network itself."""
+        self.model, self.model_ema, self.optimizer, self.processes = {}, None, None, []
+
+
+class Check(NamedTuple):
+    """What a field must be: a test of its value, and the same in words."""
+
+    fits: Callable[[Any], bool]
+    expected: str
+
+
+# Fields that --finetune reads, and those that only --resume reads.
 START_FIELDS = {
-    "args": Field(is_dictionary, "a dictionary or Namespace of options"),
-    "bert_config": Field(lambda value: value is None or is_dictionary(value), "a dictionary or None"),
-    "class_names": Field(lambda value: is_list_of(value, is_name), "a list of class names"),
-    "vocabulary_sha256": Field(lambda value: value is None or is_name(value), "a checksum or None"),
+    "args": Check(is_dictionary, "a dictionary or Namespace of options"),
+    "bert_config": Check(lambda value: value is None or is_dictionary(value), "a dictionary or None"),
+    "class_names": Check(lambda value: is_list_of(value, is_line), "a list of class names"),
+    "vocabulary_sha256": Check(lambda value: value is None or is_line(value), "a checksum or None"),
 }
-
 RESUME_FIELDS = {
-    "epoch": Field(lambda value: is_count(value, low=-1), "an integer from -1"),
-    "step": Field(is_count, "an integer from 0"),
-    "best": Field(is_best, "a dictionary with the numbers acc1 and epoch"),
-    "optimizer": Field(is_dictionary, "a dictionary"),
-    "lr_scheduler": Field(is_dictionary, "a dictionary"),
-    "scaler": Field(is_scaler, "a dictionary with a GradScaler's numbers"),
-    "epoch_seconds": Field(is_number, "a number of seconds"),
-    "history": Field(lambda value: is_list_of(value, is_entry), "the entries of a log, each with an epoch"),
-    "processes": Field(lambda value: is_list_of(value, is_dictionary), "a dictionary for each process"),
-    "model_ema": Field(is_dictionary, "a dictionary of tensors"),
-}
-
-ARCHITECTURE = {
-    "backbone": Field(is_name, "a name"),
-    "alpha": Field(is_count, "a positive integer"),
-    "hidden_dim": Field(is_count, "a positive integer"),
-    "input_size": Field(lambda value: is_count(value) and value <= MAX_SIDE, f"pixels, at most {MAX_SIDE}"),
-    "dataset": Field(is_name, "a name"),
-    "locals": Field(lambda value: is_list_of(value, is_count) and len(value) == 4, "a list of 4 integers"),
+    "epoch": Check(lambda value: is_count(value, -1), "an integer from -1"),
+    "step": Check(lambda value: is_count(value, 0), "an integer from 0"),
+    "epoch_seconds": Check(is_number, "a number of seconds"),
+    "best": Check(is_best, "a dictionary with the numbers acc1 and epoch"),
+    "history": Check(lambda value: is_list_of(value, is_entry), "the entries of a log, each with an epoch"),
+    "optimizer": Check(is_dictionary, "a dictionary"),
+    "lr_scheduler": Check(is_dictionary, "a dictionary"),
+    "scaler": Check(is_scaler, "a dictionary with a GradScaler's numbers"),
+    "model_ema": Check(is_dictionary, "a dictionary of tensors"),
+    "processes": Check(lambda value: is_list_of(value, is_dictionary), "a dictionary for each process"),
 }
 
 
-def check_fields(checkpoint: dict[str, Any], flag: str, source: str, file_bytes: int) -> dict[str, Any]:
-    """The fields of a checkpoint that its flag reads, `model` among them; `args`, if read, becomes a dictionary.
+def check_fields(content: dict[str, Any], flag: str, source: str, file_bytes: int) -> Checkpoint:
+    """The fields of a checkpoint that its flag reads.
 
     Args:
+        content: what the file holds, `model` among it.
+        flag: --visfinetune reads `model` alone, --finetune what does not belong to a training, any other everything.
         source: flag and file, for messages.
         file_bytes: the size of the file.
 
     Raises:
         UserError: a field of another type or out of bounds, with its name.
     """
-    fields = {"--visfinetune": {}, "--finetune": START_FIELDS}.get(flag, START_FIELDS | RESUME_FIELDS)
-    arguments = checkpoint.get("args")
+    arguments = content.get("args")
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    checkpoint = checkpoint | {"args": {} if arguments is None else arguments}
-    found = {name: plain(checkpoint[name]) for name in fields if name in checkpoint}
-    check(found, fields, source)
-    check(found.get("args", {}), ARCHITECTURE, f"{source}, args")
-    if found.get("bert_config") is not None:
-        found["bert_config"] = check_encoder_config(found["bert_config"], f"{source}, bert_config", file_bytes)
-    for name in {"model", "model_ema"} & (found.keys() | {"model"}):
-        found[name] = check_state(checkpoint[name], source, file_bytes)
-    return found
+    content = content | {"args": {} if arguments is None else arguments}
+    values: dict[str, Any] = {}
+    read = {"--visfinetune": {}, "--finetune": START_FIELDS}.get(flag, START_FIELDS | RESUME_FIELDS)
+    for name in read.keys() & content.keys():
+        values[name] = plain(content[name])
+        check(values[name], read[name], f"{source}: {name}")
+    for name in SETTINGS.keys() & values.get("args", {}).keys():
+        check(values["args"][name], SETTINGS[name], f"{source}, args: {name}")
+    if values.get("bert_config") is not None:
+        values["bert_config"] = check_encoder_config(values["bert_config"], f"{source}, bert_config", file_bytes)
+    for name in {"model", "model_ema"} & (values.keys() | {"model"}):
+        values[name] = check_state(content[name], source, file_bytes)
+    return Checkpoint(**values)
+
+
+def check(value: Any, rule: Check | Setting, where: str) -> None:
+    """Raises UserError for a value that does not fit."""
+    if not rule.fits(value):
+        raise UserError(f"{where}: expected {rule.expected}, found {typed(value)}; is it a checkpoint of LORA?")
 
 
 def plain(value: Any) -> Any:
     """A dictionary as nothing but that: a hostile OrderedDict may hide its methods behind attributes."""
     return dict(dict.items(value)) if isinstance(value, dict) else value
-
-
-def check(values: dict[str, Any], fields: dict[str, Field], source: str) -> None:
-    """Raises UserError for the first of the values, where they are there, that does not fit its field."""
-    for name, field in fields.items():
-        if name in values and not field.fits(values[name]):
-            found = f"{type(values[name]).__name__} {shown(values[name])}"
-            raise UserError(f"{source}: {name}: expected {field.expected}, found {found}; is it a checkpoint of LORA?")
 
 
 def check_state(state: Any, source: str, file_bytes: int) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ class DataSet:
         splits: the names of its splits.
         names: its classes in label order; empty if they are those of train.
         find_names: the classes below a root; None if they are always `names`.
+        layout: what its folder looks like, in words.
         has_texts: whether its samples may have texts.
         marks: folders by which its layout is recognised, one of which is enough.
         is_table: whether its root is a file beside the images.
@@ -32,6 +33,7 @@ class DataSet:
 
     name: str
     title: str
+    layout: str
     reader: Callable[..., list[Sample]]
     splits: tuple[str, ...] = OWN_SPLITS
     names: tuple[str, ...] = ()
@@ -61,19 +63,20 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
         one.name: one
         for one in (
-            DataSet("SER", "SER30K", read_ser, names=SER_NAMES, has_texts=True, marks=SER_MARKS),
-            DataSet("SER_V", "SER30K", read_ser, names=SER_NAMES),
-            DataSet("FI", "FI", read_fi, ("train", "test"), FI_NAMES, marks=("train", "test")),
+            DataSet("SER", "SER30K", "SER30K's layout", read_ser, names=SER_NAMES, has_texts=True, marks=SER_MARKS),
+            DataSet("SER_V", "SER30K", "SER30K's layout", read_ser, names=SER_NAMES),
+            DataSet("FI", "FI", "FI's layout", read_fi, ("train", "test"), FI_NAMES, marks=("train", "test")),
             DataSet(
                 "EmotionROI",
                 "EmotionROI",
+                "EmotionROI's layout",
                 read_emotion_roi,
                 ("train", "test"),
                 EMOTION_ROI_NAMES,
                 marks=("training_testing_split", "images"),
             ),
-            DataSet("folder", "class folders", read_folder, find_names=folder_class_names, has_texts=True),
-            DataSet("csv", "a table", read_csv, find_names=table_class_names, has_texts=True, is_table=True),
+            DataSet("folder", "folder", "class folders", read_folder, find_names=folder_class_names, has_texts=True),
+            DataSet("csv", "csv", "a table", read_csv, find_names=table_class_names, has_texts=True, is_table=True),
         )
     }
 )

@@ -1,20 +1,22 @@
-"""From texts to the word ids that BERT reads (spec: WordPiece, lower-cased, at most 30 ids)."""
+"""From texts to the word ids that BERT reads (WordPiece, lower-cased, at most 30 ids)."""
 
 import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_pretrained_bert.tokenization import BertTokenizer
 from torch import Tensor
 
 from readers.files import read_bytes
-from utils import mistake, printable, typed
+from utils import UserError, mistake, printable, typed
 
+DEFAULT_VOCABULARY = Path(__file__).resolve().parents[1] / "weights" / "vocab.txt"
+BERT_VOCABULARY = 30522  # word pieces of bert-base-uncased, which published checkpoints have
 MAX_WORDS = 30
 
 MAX_VOCABULARY_BYTES = 2**26
@@ -112,3 +114,34 @@ def _check_vocabulary(content: bytes, path: str | Path) -> None:
     piece, count = Counter(pieces).most_common(1)[0]
     if count > 1:
         raise mistake(path, EXPECTED, f"{printable(piece)} {count} times", REMEDY)
+
+
+def find_tokenizer(sha256: str | None, bert_model: str, source: str) -> Tokenizer:
+    """The tokenizer of a checkpoint: of `weights/vocab.txt`, else of the vocabulary in the folder `bert_model`.
+
+    Args:
+        sha256: the vocabulary's checksum; None for a published checkpoint, which has BERT's own.
+        source: flag and file of the checkpoint, for the message.
+
+    Raises:
+        UserError: neither is the checkpoint's vocabulary.
+    """
+    for path in (DEFAULT_VOCABULARY, Path(bert_model) / "vocab.txt"):
+        if path.is_file():
+            tokenizer = Tokenizer(path)
+            if sha256 in (None, tokenizer.sha256):
+                return tokenizer
+    raise UserError(
+        f"{source}: the checkpoint's vocabulary is neither {DEFAULT_VOCABULARY} nor in --bert-model "
+        f"{bert_model}: name the folder of its text encoder with --bert-model"
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, bert_config: Mapping[str, Any] | None, source: str) -> None:
+    """Raises UserError for a vocabulary with pieces that the text encoder has no embedding for."""
+    known = (bert_config or {}).get("vocab_size", BERT_VOCABULARY)
+    if tokenizer.vocab_size > known:
+        raise UserError(
+            f"{source}: its text encoder knows {known:,} word pieces, the vocabulary has {tokenizer.vocab_size:,}: "
+            "name the encoder's own with --bert-model"
+        )

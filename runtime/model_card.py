@@ -15,14 +15,10 @@ from typing import Any
 import torch
 
 from inference.predictor import Predictor, load_predictor
-from readers.checkpoint import read_checkpoint
+from readers.data_sets import DATA_SETS
 from utils import UserError, printable, write_whole
 
 MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
-
-NAMES = {"lora": "LORA", "lora_v": "LORA-V", "pvt": "PVT"}
-
-DATA_SETS = {"SER": "SER30K's layout", "SER_V": "SER30K's layout", "folder": "class folders"}
 
 PROTOCOLS = {
     "published": "after each epoch evaluated on test, as published; figures chosen so are optimistic",
@@ -50,24 +46,23 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         file: the name of the file that the card goes with; `format`: pth for a checkpoint, or what it was exported to.
         checked: how an exported file was compared with PyTorch, and what came out.
     """
-    options, name = predictor.options, NAMES.get(predictor.name, predictor.name)
+    settings, name = predictor.settings, predictor.network.title
     parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
-    details = f"{parameters / 1e6:.1f} million parameters, {options.input_size} px images"
-    if predictor.name in NAMES:
-        details = f"backbone {options.backbone}, {details}"
-    if predictor.selects_patches:
-        details += f", alpha {options.alpha}, locals {' '.join(map(str, options.locals))}"
-    trained = read_checkpoint(checkpoint, "checkpoint").get("args", {})
-    protocol = trained.get("protocol")
+    details = f"{parameters / 1e6:.1f} million parameters, {predictor.input_size} px images"
+    if predictor.network.is_pyramid:
+        details = f"backbone {settings['backbone']}, {details}"
+    if predictor.network.selects_patches:
+        details += f", alpha {settings['alpha']}, locals {' '.join(map(str, settings['locals']))}"
+    protocol = settings.get("protocol")
     protocol = f"{printable(protocol)}: {PROTOCOLS.get(protocol, 'unknown')}" if protocol else "not recorded"
-    dataset = printable(options.dataset)
+    dataset = DATA_SETS.get(settings["dataset"])
     classes = ", ".join(printable(one) for one in predictor.class_names)
     lines = [
         MARK,
         f"# {name}: {printable(file)}\n",
         f"Emotion recognition in stickers. Made of `{printable(Path(checkpoint).name)}`.\n",
         f"- Network: {name}, {details}",
-        f"- Data set: `--dataset {dataset}`" + (f" ({DATA_SETS[dataset]})" if dataset in DATA_SETS else ""),
+        f"- Data set: `--dataset {printable(settings['dataset'])}`" + (f" ({dataset.layout})" if dataset else ""),
         f"- Classes, in the order of the logits: {classes}",
         f"- Protocol: {protocol}",
         *figures(Path(checkpoint)),
@@ -121,14 +116,20 @@ def limits(predictor: Predictor) -> str:
     return found
 
 
-def write_card(path: Path, text: str) -> None:
-    """Writes a card; raises UserError where it cannot be written, or would replace a file that is no card."""
+def write_card(predictor: Predictor, checkpoint: Path) -> Path:
+    """Writes the card of a checkpoint beside it, `<stem>.md`, and returns its path.
+
+    Raises:
+        UserError: it cannot be written, or would replace a file that is no card.
+    """
+    path = checkpoint.with_suffix(".md")
     check_replaceable(path)
-    write_whole(path, text.encode())
+    write_whole(path, card(predictor, checkpoint, checkpoint.name).encode())
+    return path
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises UserError where something is at the place of a card that is no card."""
+    """Raises UserError if something that is no card is at the place of a card."""
     if not path.exists():
         return
     try:
@@ -140,24 +141,12 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f"{printable(path)}: would be replaced by the model card, but is none: rename it or the output")
 
 
-def write_card_beside(checkpoint: str | Path, bert_model: str = "") -> Path:
-    """Writes the card of a checkpoint beside it, `<stem>.md`, and returns its path; raises UserError.
-
-    Args:
-        bert_model: the folder of a text encoder with a vocabulary of its own.
-    """
-    checkpoint = Path(checkpoint)
-    predictor = load_predictor(checkpoint, device="cpu", bert_model=bert_model)
-    path = checkpoint.with_suffix(".md")
-    write_card(path, card(predictor, checkpoint, checkpoint.name))
-    return path
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="of any network")
+    parser.add_argument("checkpoint", type=Path, help="of any network")
     try:
-        print(write_card_beside(parser.parse_args().checkpoint))
+        checkpoint = parser.parse_args().checkpoint
+        print(write_card(load_predictor(checkpoint, device="cpu"), checkpoint))
     except UserError as error:
         print(f"model_card.py: error: {error}", file=sys.stderr)
         sys.exit(2)

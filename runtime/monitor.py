@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
@@ -16,9 +17,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, schedule
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from utils import Interrupted, is_main_process, print0
+from datasets import BadImage
+from engine import Batch
+from runtime.loader import read_batches
+from utils import Interrupted, Processes, is_main_process, largest, print0
+
+Item = TypeVar("Item")
 
 # SLURM sends SIGTERM at the end of its patience and, if asked to (--signal), SIGUSR1 some time before.
 EXIT_CODES = {
@@ -72,9 +79,6 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-Item = TypeVar("Item")
-
-
 class Watchdog:
     """While this context is open, ends the process with exit code 1 once nothing has moved for `timeout` seconds.
 
@@ -110,8 +114,8 @@ class Watchdog:
         """Notes that the run has moved, to `position`."""
         self.position, self.moved = position, time.monotonic()
 
-    def watched(self, items: Iterable[Item], title: str, *, start: int = 0) -> Iterator[Item]:
-        """Passes the batches on, with a beat before and after each is fetched; they count from `start`."""
+    def passing(self, items: Iterable[Item], title: str, *, start: int = 0) -> Iterator[Item]:
+        """Passes batches on, with a beat before and after each is fetched; they count from `start`."""
         iterator = iter(items)
         for number in itertools.count(start):
             self.beat(f"{title}, batch {number}, waiting for its images")
@@ -206,3 +210,64 @@ def progress(items: Iterable[Item], *, total: int, title: str, every: int = 50, 
         yield item
         if number % every == 0 or number == total:
             print0(f"{title}: {number}/{total}, {(time.monotonic() - start) / (number - done):.3f} s each")
+
+
+class Monitor(ExitStack):
+    """What watches over a run while it trains or evaluates: signals, a hang, the trace, progress, images skipped.
+
+    Args:
+        options: `timeout`, `log_every`, and for a training `profile` and `output_dir`.
+        trains: whether a signal is followed by a checkpoint and --profile is heeded.
+    """
+
+    def __init__(self, options: Namespace, processes: Processes, *, trains: bool):
+        super().__init__()
+        self.options, self.processes, self.trains = options, processes, trains
+
+    def __enter__(self) -> "Monitor":
+        super().__enter__()
+        processes, steps = self.processes, self.options.profile if self.trains and self.processes.is_main else None
+        group = {"rank": processes.rank, "world_size": processes.world_size, "store": processes.store}
+        self.stop = self.enter_context(StopSignals(speaks=self.trains and processes.is_main))
+        self.watchdog = self.enter_context(Watchdog(self.options.timeout, **group))
+        self.trace = self.enter_context(profiling(steps, Path(self.options.output_dir) / "trace.json"))
+        return self
+
+    def batches(
+        self, loader: DataLoader, title: str, skipped: dict[int, BadImage], *, done: int = 0, together: bool = False
+    ) -> Iterator[Batch]:
+        """The batches of a loader, with progress; `skipped` takes the images that were left out or replaced.
+
+        Args:
+            done: how many batches of the loader's epoch were done before.
+            together: whether the processes agree before each batch if one of them has to stop; those with fewer
+                batches take part in all rounds.
+
+        Raises:
+            Interrupted: with `together`, on every process, if one of them got a signal.
+        """
+        batches = self.watchdog.passing(read_batches(loader), title, start=done)
+        if together:
+            batches = self._until_stopped(batches, largest(len(loader)))
+        for batch in progress(batches, total=len(loader), title=title, every=self.options.log_every, done=done):
+            skipped.update((image.index, image) for image in batch["skipped"])
+            yield batch
+
+    def after_step(self) -> None:
+        """Takes note of a finished step; raises Interrupted on every process if one of them got a signal."""
+        self.trace()
+        self.check_signals()
+
+    def check_signals(self) -> None:
+        """Raises Interrupted on every process if one of them got a signal; all processes take part."""
+        if exit_code := largest(self.stop.exit_code):
+            raise Interrupted(exit_code)
+
+    def _until_stopped(self, batches: Iterable[Batch], rounds: int) -> Iterator[Batch]:
+        """Passes batches on; `rounds` is how many batches the process with the most has."""
+        iterator = iter(batches)
+        for _ in range(rounds):
+            self.check_signals()
+            batch = next(iterator, None)
+            if batch is not None:
+                yield batch

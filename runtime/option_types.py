@@ -4,12 +4,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from models.baselines import NAMED_BASELINES, TIMM
+from models import get_network
 from utils import UserError
 
 LARGEST = 10**15
-
-MODELS = ("lora", "lora_v", "pvt", *NAMED_BASELINES)
 
 SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds to 0
 
@@ -42,9 +40,10 @@ def boolean(text: str) -> bool:
 
 def model_name(text: str) -> str:
     """One of the project's networks, or timm/ and a name of timm."""
-    if text not in MODELS and not (text.startswith(TIMM) and len(text) > len(TIMM)):
-        raise argparse.ArgumentTypeError(f"expected {', '.join(MODELS)} or {TIMM}NAME, found {text!r}")
-    return text
+    try:
+        return get_network(text).name
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive_int(text: str) -> int:

@@ -1,10 +1,13 @@
 """The command line: flags in groups, and the precedence defaults < config file < command line."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from models.vision import TOKENS
+from models import TOKENS
 from readers.data_sets import DATA_SETS
 from runtime.config_file import check_config, read_config
 from runtime.option_types import (
@@ -19,6 +22,7 @@ from runtime.option_types import (
     rate,
     share,
 )
+from utils import UserError
 
 
 def build_parser(defaults: dict[str, Any]) -> Parser:
@@ -300,3 +304,12 @@ def parse_options(argv: Sequence[str], defaults: dict[str, Any]) -> argparse.Nam
     if config:
         parser.set_defaults(**check_config(parser, read_config(config), config))
     return parser.parse_args(argv)
+
+
+def check_command_line(argv: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Ends the program for --help, and with a line and exit code 2 for a mistake in the command line."""
+    try:
+        parse_options(argv, dict(defaults))
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,37 +1,28 @@
-"""The evaluation of a run's model on a split: figures, predictions, and the files that hold them."""
+"""What a run tells of an evaluation and at its end: figures, predictions, pictures, model card, and their files."""
 
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from datasets import BadImage, StickerDataset
-from engine import Batch, Predictions, compute_metrics, evaluate, format_metrics, merge_predictions
+from engine import Predictions, format_metrics
+from inference.predictor import Predictor
 from readers.data_sets import DATA_SETS
-from runtime.loader import read_batches
-from runtime.monitor import StopSignals, Watchdog, progress
-from runtime.setup import Run, amp_dtype, build_eval_loader, memory_format
-from utils import (
-    Interrupted,
-    UserError,
-    failing_together,
-    gather,
-    largest,
-    make_writable_folder,
-    print0,
-    printable,
-    shown,
-    write_json,
-    write_whole,
-)
+from runtime.boards import Board
+from runtime.model_card import write_card
+from runtime.setup import Run
+from utils import UserError, failing_together, print0, printable, shown, write_json, write_whole
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SAMPLES_SHOWN = 4  # images of test whose overlays a board gets
 COLUMNS = ("image", "label", "prediction")  # then `p_<class>` for each class
 
 
@@ -84,106 +75,24 @@ def read_predictions(path: str | Path) -> PredictionFile:
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found: the figures, the predictions in the order of the samples, and what was not scored."""
+    """What an evaluation gave: the figures, the predictions in the order of the samples, and what was not scored."""
 
     metrics: dict[str, Any]
     predictions: Predictions
     not_scored: list[dict[str, str]]
 
 
-class TextFeatures:
-    """The text encoder's features of a split's distinct texts, each encoded once in an evaluation, when first needed.
-
-    The texts are encoded in groups that are the same whatever samples come first, so that features, and with them the
-    logits, do not depend on the number of processes, not even in the last bit.
-    """
-
-    def __init__(self, model: nn.Module, dataset: StickerDataset, group_size: int):
-        self.model, self.dataset, self.group_size = model, dataset, group_size
-        self.device = next(model.parameters()).device
-        self.groups: dict[int, Tensor] = {}  # (texts of the group, 30, width)
-
-    def of(self, indices: Tensor) -> Tensor:
-        """Features (B, 30, width) of samples (B,)."""
-        rows = self.dataset.rows[indices].tolist()
-        return torch.stack([self._group(row // self.group_size)[row % self.group_size] for row in rows])
-
-    def _group(self, number: int) -> Tensor:
-        if number not in self.groups:
-            start = number * self.group_size
-            words = self.dataset.words[start : start + self.group_size].to(self.device)  # (texts, 2, 30)
-            self.groups[number] = self.model.encode_text(words[:, 0], words[:, 1])
-        return self.groups[number]
-
-
-def measure(run: Run, model: nn.Module, split: str, *, watchdog: Watchdog, stop: StopSignals) -> Evaluation:
-    """Evaluates the model on a split, each sample once, and gives the result to every process.
-
-    Raises:
-        Interrupted: a signal came; the evaluation is to be done again.
-    """
-    options, processes, dataset = run.options, run.processes, run.data[split]
-    loader = build_eval_loader(options, processes, dataset)
-    skipped: dict[int, BadImage] = {}
-    rounds = largest(len(loader))
-    batches = until_stopped(watchdog.watched(read_batches(loader), split), rounds, stop)
-    predictions = evaluate(
-        model,
-        noting_skipped(progress(batches, total=len(loader), title=split, every=options.log_every), skipped),
-        device=processes.device,
-        num_classes=len(dataset.class_names),
-        amp_dtype=amp_dtype(options, processes.device),
-        memory_format=memory_format(options),
-        text_features=TextFeatures(model, dataset, options.batch_size).of if dataset.words is not None else None,
-    )
-    if options.dist_eval:
-        parts, skipped_parts = zip(*gather((predictions, skipped)), strict=True)
-        predictions = merge_predictions(parts)
-        skipped = {index: image for part in skipped_parts for index, image in part.items()}
-    if not len(predictions.labels):
-        raise UserError(f"{split}: none of its {len(dataset)} images can be read: tools/check_dataset.py says why")
-    metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
-    not_scored = [{"image": skipped[index].path, "reason": skipped[index].reason} for index in sorted(skipped)]
-    if not_scored:
-        print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
-    return Evaluation(metrics, predictions, not_scored)
-
-
-def until_stopped(batches: Iterable[Batch], rounds: int, stop: StopSignals) -> Iterator[Batch]:
-    """Passes the batches on; before each the processes agree whether one of them is to stop.
-
-    Args:
-        rounds: how many batches the process with the most has; the others take part in all rounds.
-
-    Raises:
-        Interrupted: on every process, where one got a signal.
-    """
-    iterator = iter(batches)
-    for _ in range(rounds):
-        if exit_code := largest(stop.exit_code):
-            raise Interrupted(exit_code)
-        batch = next(iterator, None)
-        if batch is not None:
-            yield batch
-
-
-def noting_skipped(batches: Iterable[Batch], skipped: dict[int, BadImage]) -> Iterator[Batch]:
-    """Passes batches on and notes, by their index, the images that were left out or replaced."""
-    for batch in batches:
-        skipped.update((image.index, image) for image in batch["skipped"])
-        yield batch
-
-
 def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path) -> None:
-    """Prints the figures of a checkpoint on a split and writes them, and its predictions, into a folder."""
-    print0(f"{split} of {run.options.dataset}, {checkpoint}:\n{format_metrics(evaluation.metrics)}")
+    """Writes the figures of a checkpoint on a split and its predictions into a folder, and prints the figures."""
+    path = folder / f"{checkpoint.stem}_{split}.json"
     with failing_together():
         if run.processes.is_main:
-            path = folder / f"{checkpoint.stem}_{split}.json"
             figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics}
             write_json(path, {**figures, "not_scored": evaluation.not_scored, "run": run.facts})
-            write_whole(path.with_suffix(".csv"), predictions_table(named(run, evaluation.predictions, split)).encode())
-            print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
+            table = predictions_table(named(run, evaluation.predictions, split))
+            write_whole(path.with_suffix(".csv"), table.encode())
+    print0(f"{split} of {run.options.dataset}, {checkpoint}:\n{format_metrics(evaluation.metrics)}")
+    print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
 
 
 def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
@@ -199,17 +108,54 @@ def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
     )
 
 
-def evaluate_checkpoint(run: Run, path: str | Path) -> None:
-    """The figures of the model that came from a checkpoint, written beside it or into --output-dir."""
-    options, processes = run.options, run.processes
-    is_address = "://" in str(path)
-    checkpoint = Path(urlsplit(path).path if is_address else path)
-    folder = Path(options.output_dir) if options.output_dir else checkpoint.parent
-    with failing_together():
-        if is_address and not options.output_dir:
-            raise UserError("--output-dir is missing: name the folder for the figures of a checkpoint that is fetched")
-        make_writable_folder(folder)
-    group = {"rank": processes.rank, "world_size": processes.world_size, "store": processes.store}
-    with StopSignals(speaks=False) as stop, Watchdog(options.timeout, **group) as watchdog:
-        evaluation = measure(run, run.model, options.eval_split, watchdog=watchdog, stop=stop)
-    report(run, evaluation, options.eval_split, checkpoint, folder)
+def predictor_of(run: Run, model: nn.Module, split: str) -> Predictor:
+    """The run's network as a predictor."""
+    options, network = run.options, run.network
+    settings = {name: getattr(options, name) for name in {*network.settings, "input_size", "dataset", "protocol"}}
+    names, device = run.data[split].class_names, run.processes.device
+    return Predictor(network, model, settings, names, run.start.tokenizer, device)
+
+
+def finish_report(
+    run: Run, model: nn.Module, history: list[dict[str, Any]], evaluation: Evaluation, path: Path, boards: list[Board]
+) -> None:
+    """What a training leaves on process 0 beside its figures on test: pictures and the card of a checkpoint.
+
+    A training that is done does not fail for any of them: what cannot be made is a warning.
+    """
+    predictor = predictor_of(run, model, "test")
+    try:
+        draw_figures(run, predictor, history, {"split": "test", **evaluation.metrics}, boards)
+    except Exception as error:
+        print0(f"warning: no figures: {type(error).__name__}: {printable(error)}")
+    try:
+        print0(f"model card: {write_card(predictor, path)}")
+    except UserError as error:
+        print0(f"warning: no model card: {error}")
+
+
+def draw_figures(
+    run: Run, predictor: Predictor, history: list[dict[str, Any]], metrics: dict[str, Any], boards: list[Board]
+) -> None:
+    """The training curves and the confusion matrix on test, as PNG; with what the network looked at, for the boards."""
+    if not (run.options.figures or boards):
+        return
+    from runtime import figures  # matplotlib takes a second to import, which a run without figures need not spend
+
+    folder, epoch = Path(run.options.output_dir), history[-1]["epoch"]
+    drawn = {"curves": figures.curves(history), "confusion_matrix": figures.confusion_matrix(metrics)}
+    for board in boards:
+        for name, figure in [*drawn.items(), *overlays(run, predictor)]:
+            board.figure(name, figure, epoch)
+    for name, figure in drawn.items():
+        figures.save_figure(figure, [folder / f"{name}.png"] if run.options.figures else [])
+
+
+def overlays(run: Run, predictor: Predictor) -> Iterator[tuple[str, "Figure"]]:
+    """What the network looked at in the first images of test that can be read, as figures with names."""
+    from inference.explain import explain
+    from inference.overlay import explanation_figure
+
+    for sample in run.data["test"].samples[:SAMPLES_SHOWN] if predictor.network.selects_patches else ():
+        with suppress(UserError):
+            yield f"looked at/{sample.path.name}", explanation_figure(explain(predictor, sample.path, sample.text))

@@ -1,63 +1,86 @@
-"""The state of a training: what it is made of, what a checkpoint keeps of it, and how a run takes it up again.
+"""The state of a training: what it is made of, what a checkpoint keeps of it, and how a run continues from it.
 
 A checkpoint holds all that the rest of a run depends on: weights, optimizer, scaler, moving average, the epoch and the
-batches of it that are done, the log, and the state of every process's random generators. The schedule is advanced anew
+batches of it that are done, the log, and the state of every process's random generators. The schedule is advanced again
 with the figures of the log. What a loader draws depends on seed, process, epoch and position alone
 (`runtime/samplers.py`).
 """
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from datasets import BadImage
-from engine import LossRecord
+from engine import LossRecord, Stepper
 from readers.checkpoint import load_state
+from readers.checkpoint_fields import Checkpoint
 from readers.optimizer_state import load_optimizer_state
-from runtime.boards import Board
-from runtime.setup import Run, amp_dtype, build_ema, build_optimizer, build_scheduler
+from runtime.optimization import build_ema, build_optimizer, build_scheduler
+from runtime.setup import Run
 from utils import UserError, failing_together, gather, print0, shown, write_checkpoint
 
+# Options that a resumed run may change without changing the training.
+NOT_OF_THE_TRAINING = {
+    "resume", "output_dir", "config", "data_path", "bert_model", "visfinetune", "finetune", "local_rank",
+}  # fmt: skip
 
-@dataclass
+
 class Training:
-    """What changes while a run trains, and what changes it.
+    """What changes while a run trains, and what changes it: fresh, or as the checkpoint of --resume has it.
 
     Attributes:
         model: the network; `parallel` is the same, joined with those of the other processes.
         ema: moving average of the weights, which is then what is evaluated, or None.
         epoch: the epoch under way, of which `batch` batches are done; `losses`, `seconds` and `skipped` are its own.
-        best: accuracy and number of the best epoch so far; history: the log's entries.
-        boards: what is told of them as well, on the first process.
+        best: accuracy and number of the best epoch so far.
+        history: the entries of the log.
+
+    Raises:
+        UserError: the checkpoint has no training to continue, or one that does not fit or is damaged.
     """
 
-    model: nn.Module
-    parallel: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
-    losses: LossRecord
-    epoch: int = 0
-    batch: int = 0
-    seconds: float = 0.0
-    skipped: dict[int, BadImage] = field(default_factory=dict)
-    best: dict[str, Any] = field(default_factory=lambda: {"acc1": 0.0, "epoch": -1})
-    history: list[dict[str, Any]] = field(default_factory=list)
-    boards: list[Board] = field(default_factory=list)
+    def __init__(self, run: Run):
+        options, processes = run.options, run.processes
+        self.run = run
+        self.num_batches = len(run.train_loader)  # built first, as too few images are an error
+        self.model = self.parallel = run.model
+        self.optimizer = build_optimizer(options, run.model, processes.world_size)
+        self.scheduler = build_scheduler(options, self.optimizer)
+        if processes.world_size > 1:
+            device_ids = [processes.device.index] if processes.device.type == "cuda" else None
+            self.parallel = DistributedDataParallel(run.model, device_ids=device_ids)
+        is_scaled = run.precision.amp_dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=is_scaled)
+        self.ema = build_ema(options, run.model)
+        names = [sample.path for sample in run.data["train"].samples]
+        self.losses = LossRecord(names, check_every=1 if processes.device.type == "cpu" else 50)
+        self.skipped: dict[int, BadImage] = {}
+        self.best: dict[str, Any] = {"acc1": 0.0, "epoch": -1}
+        self.history: list[dict[str, Any]] = []
+        self.begin_epoch(options.start_epoch)
+        if options.resume:
+            self._resume(run.start.checkpoint)
+            run.start.checkpoint.drop_tensors()
+        elif self.epoch:
+            self.scheduler.step(self.epoch - 1, 0.0)
 
     @property
     def measured(self) -> nn.Module:
         """The network that is evaluated."""
         return self.ema.module if self.ema else self.model
+
+    def stepper(self, after_step: Callable[[int], None]) -> Stepper:
+        """How batches become steps of the optimizer, with `after_step` called after each."""
+        options = self.run.options
+        return Stepper(
+            self.optimizer, self.scaler, options.grad_accum_steps, options.clip_grad, self.run.mixup, after_step
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the position to the start of an epoch."""
@@ -65,173 +88,145 @@ class Training:
         self.losses.values.clear()
         self.skipped.clear()
 
+    def end_epoch(self, entry: dict[str, Any]) -> bool:
+        """Notes an epoch's entry of the log, advances the schedule and turns to the next epoch.
 
-def start_training(run: Run, loader: DataLoader) -> Training:
-    """Optimizer, schedule and scaler, fresh or as the checkpoint of --resume has them."""
-    options, processes = run.options, run.processes
-    optimizer = build_optimizer(options, run.model, processes.world_size)
-    scheduler = build_scheduler(options, optimizer)
-    scaled = amp_dtype(options, processes.device) == torch.float16
-    model = run.model
-    if processes.world_size > 1:
-        device_ids = [processes.device.index] if processes.device.type == "cuda" else None
-        model = DistributedDataParallel(model, device_ids=device_ids)
-    names = [sample.path for sample in run.data["train"].samples]
-    training = Training(
-        model=run.model,
-        parallel=model,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        scaler=torch.amp.GradScaler(processes.device.type, enabled=scaled),
-        ema=build_ema(options, run.model),
-        losses=LossRecord(names, check_every=1 if processes.device.type == "cpu" else 50),
-        epoch=options.start_epoch,
-    )
-    if options.resume:
-        resume(run, training, len(loader))
-    elif training.epoch:
-        scheduler.step(training.epoch - 1, 0.0)
-    return training
+        Returns:
+            Whether the epoch is the best so far.
+        """
+        accuracy = watched_accuracy(entry)
+        is_best = accuracy > self.best["acc1"] or self.best["epoch"] < 0
+        if is_best:
+            self.best.update(acc1=accuracy, epoch=self.epoch)
+        entry |= {"best_acc1": self.best["acc1"], "best_epoch": self.best["epoch"]}
+        self.history.append(entry)
+        self.scheduler.step(self.epoch, accuracy)
+        self.begin_epoch(self.epoch + 1)
+        return is_best
 
-
-def resume(run: Run, training: Training, num_batches: int) -> None:
-    """Brings a training to where the checkpoint of --resume was written.
-
-    Raises:
-        UserError: the checkpoint has no training to go on with, or one that does not fit or is damaged.
-    """
-    options = run.options
-    try:
-        restore(run, training, num_batches)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise UserError(
-            f"--resume {options.resume}: expected a training's state as this code writes it, found another "
-            f"({type(error).__name__}: {error}); start from its weights with --finetune"
-        ) from error
-    where = f"epoch {training.epoch} is next"
-    if training.batch:
-        where = f"epoch {training.epoch} goes on after {training.batch} of {num_batches} batches"
-    print0(f"resumed {options.resume}: {where}, best so far {training.best['acc1']:.2f} %")
-
-
-def restore(run: Run, training: Training, num_batches: int) -> None:
-    """Puts each part of the training into the state that the checkpoint has."""
-    options, start = run.options, run.start
-    say_changed_options(run)
-    if "optimizer" not in start:
-        raise UserError(
-            f"--resume {options.resume}: has weights only, no optimizer to continue with; start with --finetune"
+    def save(self, *paths: Path) -> None:
+        """Writes a checkpoint of the training as it stands, to each of the paths in turn; all processes take part."""
+        run, tokenizer = self.run, self.run.start.tokenizer
+        self.losses.check()
+        parts = gather(
+            {
+                "random": random_state(run.processes.device),
+                "threads": torch.get_num_threads(),
+                "losses": torch.tensor(self.losses.values, dtype=torch.float64),
+                "skipped": [list(image) for image in self.skipped.values()],
+            }
         )
-    load_optimizer_state(training.optimizer, start["optimizer"], f"--resume {options.resume}")
-    if training.scaler.is_enabled() and start.get("scaler"):
-        training.scaler.load_state_dict(start["scaler"])
-    if training.ema and start.get("model_ema"):
-        load_state(training.ema.module, start["model_ema"], f"--resume {options.resume}: model_ema")
-    training.best.update(start.get("best", {}))
-    training.history.extend(start.get("history", []))
-    averaged = start["args"].get("model_ema", False)
-    if options.protocol == "val" and training.best["epoch"] >= 0 and averaged != options.model_ema:
-        raise UserError(
-            f"--resume {options.resume}: its best epoch was chosen {'with' if averaged else 'without'} --model-ema: "
-            "do the same, as --protocol val compares epochs"
+        with failing_together():
+            if not run.processes.is_main:
+                return
+            checkpoint = Checkpoint(
+                model=self.model.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                lr_scheduler=self.scheduler.state_dict(),
+                scaler=self.scaler.state_dict(),
+                model_ema=self.ema.module.state_dict() if self.ema else None,
+                epoch=self.epoch - 1,
+                step=self.batch,
+                epoch_seconds=self.seconds,
+                processes=parts,
+                best=self.best,
+                history=self.history,
+                args=vars(run.options),
+                class_names=list(run.data["train"].class_names),
+                bert_config=run.start.bert_config,
+                vocabulary_sha256=tokenizer.sha256 if tokenizer else None,
+            )
+            write_checkpoint(paths, checkpoint.as_dict())
+
+    def _resume(self, checkpoint: Checkpoint) -> None:
+        """Brings the training to where a checkpoint was written."""
+        resume = self.run.options.resume
+        try:
+            self._restore(checkpoint)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            raise UserError(
+                f"--resume {resume}: expected a training's state as this code writes it, found another "
+                f"({type(error).__name__}: {error}); start from its weights with --finetune"
+            ) from error
+        where = f"epoch {self.epoch} is next"
+        if self.batch:
+            where = f"epoch {self.epoch} continues after {self.batch} of {self.num_batches} batches"
+        print0(f"resumed {resume}: {where}, best so far {self.best['acc1']:.2f} %")
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Puts each part of the training into the state that the checkpoint has."""
+        options, source = self.run.options, f"--resume {self.run.options.resume}"
+        say_changed_options(vars(options), checkpoint.args, source)
+        if checkpoint.optimizer is None:
+            raise UserError(f"{source}: has weights only, no optimizer to continue with; start with --finetune")
+        load_optimizer_state(self.optimizer, checkpoint.optimizer, source)
+        if self.scaler.is_enabled() and checkpoint.scaler:
+            self.scaler.load_state_dict(checkpoint.scaler)
+        if self.ema and checkpoint.model_ema:
+            load_state(self.ema.module, checkpoint.model_ema, f"{source}: model_ema")
+        self.best.update(checkpoint.best or {})
+        self.history.extend(checkpoint.history)
+        averaged = checkpoint.args.get("model_ema", False)
+        if options.protocol == "val" and self.best["epoch"] >= 0 and averaged != options.model_ema:
+            raise UserError(
+                f"{source}: its best epoch was chosen {'with' if averaged else 'without'} --model-ema: do the same, as "
+                "--protocol val compares epochs"
+            )
+        if checkpoint.epoch is None:
+            print0(f"{source}: does not say its epoch; the run starts at --start-epoch")
+        self.begin_epoch(options.start_epoch if checkpoint.epoch is None else checkpoint.epoch + 1)
+        self._restore_schedule()
+        self._restore_position(checkpoint, source)
+
+    def _restore_schedule(self) -> None:
+        """Advances a fresh schedule through the finished epochs, with the figures it was advanced with."""
+        for entry in self.history:
+            self.scheduler.step(entry["epoch"], watched_accuracy(entry))
+        if not self.history and self.epoch:  # a published checkpoint, or one of a run that began with --start-epoch
+            self.scheduler.step(self.epoch - 1, self.best["acc1"])
+
+    def _restore_position(self, checkpoint: Checkpoint, source: str) -> None:
+        """The place in the epoch and the random numbers; with other processes or batches, the nearest place."""
+        options, processes, states = self.run.options, self.run.processes, checkpoint.processes
+        if not states:
+            print0(f"{source}: has no random states; data order and augmentation continue with --seed")
+            return
+        images_done = checkpoint.step * checkpoint.args.get("batch_size", options.batch_size) * len(states)
+        batch = images_done // (options.batch_size * processes.world_size)
+        self.batch = self.num_batches if batch >= self.num_batches else batch - batch % options.grad_accum_steps
+        self.seconds = checkpoint.epoch_seconds
+        own = states[processes.rank % len(states)]
+        self.losses.values = own["losses"].tolist()
+        self.skipped.update((index, BadImage(index, *image)) for index, *image in own["skipped"])
+        threads = torch.get_num_threads()
+        if own["threads"] != threads:
+            print0(
+                f"warning: the checkpoint was written with {own['threads']} threads a process, this run has {threads}: "
+                "results may differ in the last bits; OMP_NUM_THREADS sets them"
+            )
+        if len(states) == processes.world_size:
+            set_random_state(own["random"], processes.device)
+            return
+        print0(
+            f"warning: {len(states)} processes wrote the checkpoint and {processes.world_size} continue: the order of "
+            "the data and the random numbers differ from a run that was not interrupted; the learning rate follows "
+            f"--lr, --batch-size and {processes.world_size} processes"
         )
-    if "epoch" not in start:
-        print0(f"--resume {options.resume}: does not say its epoch; the run goes on with --start-epoch")
-    training.begin_epoch(start.get("epoch", options.start_epoch - 1) + 1)
-    restore_schedule(training)
-    restore_position(run, training, num_batches)
 
 
-def say_changed_options(run: Run) -> None:
+def say_changed_options(now: dict[str, Any], saved: dict[str, Any], source: str) -> None:
     """Tells which options that shape the training differ from those of the checkpoint."""
-    saved, now = run.start["args"], vars(run.options)
-    silent = {"resume", "output_dir", "config", "data_path", "bert_model", "visfinetune", "finetune", "local_rank"}
-    changed = [name for name in now if name not in silent and name in saved and saved[name] != now[name]]
+    changed = [name for name in now.keys() - NOT_OF_THE_TRAINING if name in saved and saved[name] != now[name]]
     if changed:
-        told = ", ".join(f"{name} {now[name]} (was {shown(saved[name])})" for name in changed)
-        print0(f"--resume {run.options.resume}: options that differ from the checkpoint's: {told}")
-
-
-def restore_schedule(training: Training) -> None:
-    """Advances a fresh schedule through the finished epochs, with the figures it was advanced with."""
-    for entry in training.history:
-        training.scheduler.step(entry["epoch"], watched_accuracy(entry))
-    if not training.history and training.epoch:  # a published checkpoint, or one of a run that began with --start-epoch
-        training.scheduler.step(training.epoch - 1, training.best["acc1"])
+        told = ", ".join(f"{name} {now[name]} (was {shown(saved[name])})" for name in sorted(changed))
+        print0(f"{source}: options that differ from the checkpoint's: {told}")
 
 
 def watched_accuracy(entry: dict[str, Any]) -> float:
     """The accuracy by which an entry of the log chooses the best epoch."""
     return entry["val_acc1"] if "val_acc1" in entry else entry["test_acc1"]
-
-
-def restore_position(run: Run, training: Training, num_batches: int) -> None:
-    """The place in the epoch and the random numbers, as they were, or, with other processes or batches, the nearest."""
-    options, processes, start = run.options, run.processes, run.start
-    states = start.get("processes", [])
-    if not states:
-        print0(f"--resume {options.resume}: has no random states; data order and augmentation go on with --seed")
-        return
-    images_done = start["step"] * start["args"].get("batch_size", options.batch_size) * len(states)
-    batch = images_done // (options.batch_size * processes.world_size)
-    training.batch = num_batches if batch >= num_batches else batch - batch % options.grad_accum_steps
-    training.seconds = start.get("epoch_seconds", 0.0)
-    own = states[processes.rank % len(states)]
-    training.losses.values = own["losses"].tolist()
-    training.skipped.update((index, BadImage(index, *image)) for index, *image in own["skipped"])
-    threads = torch.get_num_threads()
-    if own["threads"] != threads:
-        print0(
-            f"warning: the checkpoint was written with {own['threads']} threads a process, now there are {threads}: "
-            "results may differ in the last bits; OMP_NUM_THREADS sets them"
-        )
-    if len(states) == processes.world_size:
-        set_random_state(own["random"], processes.device)
-    else:
-        print0(
-            f"warning: {len(states)} processes wrote the checkpoint and {processes.world_size} go on: the order of the "
-            "data and the random numbers differ from a run that was not interrupted; the learning rate follows --lr, "
-            f"--batch-size and {processes.world_size} processes"
-        )
-
-
-def save(run: Run, training: Training, names: list[str]) -> None:
-    """Writes a checkpoint of the training as it stands, under each of the names in turn; all processes take part."""
-    options = run.options
-    training.losses.check()
-    parts = gather(
-        {
-            "random": random_state(run.processes.device),
-            "threads": torch.get_num_threads(),
-            "losses": torch.tensor(training.losses.values, dtype=torch.float64),
-            "skipped": [list(image) for image in training.skipped.values()],
-        }
-    )
-    with failing_together():
-        if not run.processes.is_main:
-            return
-        checkpoint = {
-            "model": training.model.state_dict(),
-            "optimizer": training.optimizer.state_dict(),
-            "lr_scheduler": training.scheduler.state_dict(),
-            "scaler": training.scaler.state_dict(),
-            "epoch": training.epoch - 1,  # the last finished one, as in published checkpoints
-            "step": training.batch,  # batches of the next one that are done
-            "epoch_seconds": training.seconds,
-            "processes": parts,
-            "best": training.best,
-            "history": training.history,
-            "args": vars(options),
-            "class_names": list(run.data["train"].class_names),
-            "bert_config": run.start.get("bert_config"),
-            "vocabulary_sha256": getattr(run.start.get("tokenizer"), "sha256", None),
-        }
-        if training.ema:
-            checkpoint["model_ema"] = training.ema.module.state_dict()
-        for name in names:
-            write_checkpoint(Path(options.output_dir) / name, checkpoint)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -1,127 +1,107 @@
 """What a run starts from: a checkpoint, pretrained parts, or nothing; and the model with those weights."""
 
-import argparse
 import math
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import create_baseline, create_model, is_baseline
-from models.baselines import TIMM
+from models import Network, create_model
 from models.pvt import interpolate_position_embedding
 from readers.checkpoint import load_state, newest_checkpoint, read_checkpoint
+from readers.checkpoint_fields import Checkpoint
 from readers.text_encoder import load_text_encoder
-from readers.tokenizer import Tokenizer
+from readers.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
 from utils import Processes, UserError, failing_together, gather, print0
 
-CHECKPOINT_STEMS = {"lora": "checkpoint", "lora_v": "checkpoint_v", "pvt": "checkpoint_pvt"}
-
-COMMANDS = {"lora": "main.py", "lora_v": "main_V.py", "pvt": "main_V.py --model pvt"}  # of others: --model
-
-ARCHITECTURE_OPTIONS = ("backbone", "alpha", "locals", "hidden_dim", "tokens")  # which a checkpoint fits or not
-
-DEFAULT_VOCABULARY = Path(__file__).resolve().parents[1] / "weights" / "vocab.txt"
-
-BERT_VOCABULARY = 30522  # of bert-base-uncased, which published checkpoints have
+CLASS_TOKEN_STAGE = 4  # its position embedding has one more vector, in front, for the class token
 
 
-def resolve_resume(options: argparse.Namespace, processes: Processes) -> None:
-    """Puts the file that `--resume auto` stands for into the options, '' where there is none yet.
+@dataclass
+class Start:
+    """What a run starts from.
 
-    Process 0 looks, and all take what it found: the output folder is shared, but a look may come too early.
+    Attributes:
+        checkpoint: of --resume or --finetune; None for a fresh run.
+        bert_config, tokenizer: of a network that reads text.
+        text_state: the pretrained text encoder of a fresh run, until it is loaded.
+    """
+
+    checkpoint: Checkpoint | None = None
+    bert_config: dict[str, Any] | None = None
+    tokenizer: Tokenizer | None = None
+    text_state: dict[str, Tensor] | None = None
+
+
+def resolve_resume(options: Namespace, network: Network, processes: Processes) -> Checkpoint | None:
+    """Puts the file that `--resume auto` stands for into the options, '' if there is none yet.
+
+    Process 0 looks, and all take what it sees: the output folder is shared, but another process may look too early.
+
+    Returns:
+        On process 0, the checkpoint that it has read to choose it.
     """
     if options.resume != "auto":
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and not options.resume:
             print0("warning: the launcher has started this run again, and without --resume auto it loses what was done")
-        return
-    found = None
+        return None
+    newest = None
     with failing_together():
         if processes.is_main:
-            found = newest_checkpoint(Path(options.output_dir), checkpoint_stem(options.model))
-    options.resume = str(gather(found)[0] or "")
+            newest = newest_checkpoint(Path(options.output_dir), network.checkpoint)
+    options.resume = gather(str(newest[0]) if newest else "")[0]
     if options.eval and not options.resume:
         raise UserError(f"--resume auto: no checkpoint in --output-dir {options.output_dir}")
     if options.resume and options.finetune:
         print0(f"--finetune {options.finetune} is not read: {options.resume} has the weights")
         options.finetune = ""
     if not options.resume:
-        print0(f"--resume auto: no checkpoint in {options.output_dir} yet, the run starts afresh")
+        print0(f"--resume auto: no checkpoint in {options.output_dir} yet, the run starts from the beginning")
+    return newest[1] if newest else None
 
 
-def checkpoint_stem(model: str) -> str:
-    """How the names of a model's checkpoints begin."""
-    return CHECKPOINT_STEMS.get(model) or "checkpoint_" + re.sub(r"[^\w.-]", "_", model)
-
-
-def checkpoint_name(options: argparse.Namespace, which: str = "") -> str:
-    """`checkpoint.pth`, `checkpoint_v.pth` or `checkpoint_<model>.pth`, `_best` before the dot for the best epoch."""
-    return f"{checkpoint_stem(options.model)}{which}.pth"
-
-
-def read_start(options: argparse.Namespace) -> dict[str, Any]:
+def read_start(options: Namespace, network: Network, checkpoint: Checkpoint | None = None) -> Start:
     """What the run starts from: a checkpoint (--resume, --finetune), or a pretrained text encoder, or nothing.
 
-    `bert_config` and `tokenizer` are there for a model that reads texts, `model` where there is a checkpoint,
-    `text_state` otherwise.
+    Args:
+        checkpoint: that of --resume, if it has been read already.
     """
-    flag = "--resume" if options.resume else "--finetune"
-    path = options.resume or options.finetune
+    flag, path = ("--resume", options.resume) if options.resume else ("--finetune", options.finetune)
     if not path:
-        if not reads_texts(options):
-            return {}
-        encoder = load_text_encoder(options.bert_model)
-        tokenizer = Tokenizer(encoder.vocabulary)
-        check_vocabulary(tokenizer, encoder.config, f"--bert-model {options.bert_model}")
-        return {"bert_config": encoder.config, "text_state": encoder.state, "tokenizer": tokenizer}
-    start = read_checkpoint(path, flag)
-    found = model_of(start)
-    if found != options.model:
-        use = COMMANDS.get(found, f"--model {found}")
-        raise UserError(f"{flag} {path}: expected a checkpoint of {options.model}, found one of {found}: use {use}")
-    for name in architecture_options(found):
-        asked, trained = getattr(options, name), start["args"].get(name, getattr(options, name))
-        if asked != trained:
-            raise UserError(f"{flag} {path}: trained with {flag_value(name, trained)}, found {flag_value(name, asked)}")
-    if reads_texts(options):
-        start["tokenizer"] = find_tokenizer(options, start.get("vocabulary_sha256"))
-        check_vocabulary(start["tokenizer"], start.get("bert_config"), f"{flag} {path}")
+        return pretrained_text(options.bert_model) if network.reads_text else Start()
+    checkpoint = checkpoint or read_checkpoint(path, flag)
+    check_network(options, network, checkpoint, f"{flag} {path}")
+    start = Start(checkpoint, checkpoint.bert_config)
+    if network.reads_text:
+        start.tokenizer = find_tokenizer(checkpoint.vocabulary_sha256, options.bert_model, flag)
+        check_vocabulary(start.tokenizer, start.bert_config, f"{flag} {path}")
     return start
 
 
-def reads_texts(options: argparse.Namespace) -> bool:
-    """Whether the run's model has a text encoder."""
-    return options.model in ("lora", "bert") or (options.texts and options.model.startswith(TIMM))
+def pretrained_text(bert_model: str) -> Start:
+    """A start from the text encoder that --bert-model names."""
+    encoder = load_text_encoder(bert_model)
+    tokenizer = Tokenizer(encoder.vocabulary)
+    check_vocabulary(tokenizer, encoder.config, f"--bert-model {bert_model}")
+    return Start(None, encoder.config, tokenizer, encoder.state)
 
 
-def architecture_options(model: str) -> Sequence[str]:
-    """The options that a checkpoint of a model fits or not."""
-    if model.startswith(TIMM):
-        return ("texts", "input_size")
-    return {"pvt": ("backbone",), "bert": (), "majority": ()}.get(model, ARCHITECTURE_OPTIONS)
-
-
-def model_of(checkpoint: dict[str, Any]) -> str:
-    """Which network a checkpoint is of: a baseline as its `args` say, else as the names of its weights do."""
-    named = str(checkpoint.get("args", {}).get("model", ""))
-    if is_baseline(named):
-        return named
-    parts = {name.partition(".")[0] for name in checkpoint["model"]}
-    return "lora" if "text_model" in parts else "pvt" if "patch_embed1" in parts else "lora_v"
-
-
-def check_vocabulary(tokenizer: Tokenizer, bert_config: dict[str, Any] | None, source: str) -> None:
-    """Raises UserError for a vocabulary with pieces that the text encoder has no embedding for."""
-    known = (bert_config or {}).get("vocab_size", BERT_VOCABULARY)
-    if tokenizer.vocab_size > known:
+def check_network(options: Namespace, network: Network, checkpoint: Checkpoint, source: str) -> None:
+    """Raises UserError for a checkpoint of another network, or of one with other settings, than the run's."""
+    trained = checkpoint.network
+    if trained.name != network.name:
         raise UserError(
-            f"{source}: its text encoder knows {known:,} word pieces, the vocabulary has {tokenizer.vocab_size:,}: "
-            "name the encoder's own with --bert-model"
+            f"{source}: expected a checkpoint of {network.name}, found one of {trained.name}: use {trained.command}"
         )
+    for name in network.settings:
+        asked, used = getattr(options, name), checkpoint.args.get(name, getattr(options, name))
+        if asked != used:
+            raise UserError(f"{source}: trained with {flag_value(name, used)}, found {flag_value(name, asked)}")
 
 
 def flag_value(name: str, value: Any) -> str:
@@ -129,26 +109,9 @@ def flag_value(name: str, value: Any) -> str:
     return f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
-def find_tokenizer(options: argparse.Namespace, sha256: str | None) -> Tokenizer:
-    """The tokenizer of a checkpoint: of `weights/vocab.txt`, else of the vocabulary in the folder of --bert-model.
-
-    Args:
-        sha256: the vocabulary's checksum; None for a published checkpoint, which has BERT's own.
-    """
-    for path in (DEFAULT_VOCABULARY, Path(options.bert_model) / "vocab.txt"):
-        if path.is_file():
-            tokenizer = Tokenizer(path)
-            if sha256 in (None, tokenizer.sha256):
-                return tokenizer
-    raise UserError(
-        f"--resume: the checkpoint's vocabulary is neither {DEFAULT_VOCABULARY} nor in --bert-model "
-        f"{options.bert_model}: name the folder of its text encoder with --bert-model"
-    )
-
-
-def check_classes(options: argparse.Namespace, start: dict[str, Any], class_names: Sequence[str]) -> None:
-    """Raises UserError where a run goes on with, or evaluates, a model of other classes than the data set's."""
-    trained = start.get("class_names")
+def check_classes(options: Namespace, start: Start, class_names: Sequence[str]) -> None:
+    """Raises UserError if a run continues or evaluates a model of other classes than the data set's."""
+    trained = start.checkpoint.class_names if start.checkpoint else None
     if options.resume and trained and list(trained) != list(class_names):
         raise UserError(
             f"--resume {options.resume}: expected a model of the classes {', '.join(class_names)}, found one of "
@@ -156,74 +119,64 @@ def check_classes(options: argparse.Namespace, start: dict[str, Any], class_name
         )
 
 
-def build_model(
-    options: argparse.Namespace, start: dict[str, Any], num_classes: int, say: Callable[[str], None] = print0
-) -> nn.Module:
-    """The network with the weights that it starts from; `say` is told what was loaded."""
-    names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
-    names += ("hidden_dim", "backbone", "tokens", "tunebert")
-    settings = {name: getattr(options, name) for name in names}
-    if is_baseline(options.model):
-        model = build_baseline(options, start, num_classes)
+def build_model(options: Namespace, network: Network, start: Start, num_classes: int) -> nn.Module:
+    """The network with the weights that it starts from; says what was loaded."""
+    settings = {name: getattr(options, name) for name in (*network.settings, *network.rates)}
+    if network.reads_text:
+        settings["bert"] = start.bert_config
+    if network.name.startswith("timm/") and start.checkpoint is None:
+        settings |= {"pretrained": options.pretrained, "weights": options.visfinetune}
+    model = create_model(network.name, num_classes=num_classes, **settings)
+    if start.checkpoint is None:
+        load_pretrained(options, network, start, model)
     else:
-        model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
-    if "text_state" in start:
-        source = f"--bert-model {options.bert_model}"
-        say(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
-    if options.visfinetune and not start.get("model") and not is_baseline(options.model):
-        source = f"--visfinetune {options.visfinetune}"
-        state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
-        state, interpolated = fit_position_embeddings(state, model.vision_model.state_dict())
-        account = load_state(model.vision_model, state, source, may_lack=is_new, may_leave=is_head)
-        say(account + interpolated)
-    elif options.visfinetune and start.get("model"):
-        say(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
-    if options.resume:
-        weights = "model_ema" if options.eval and options.model_ema else "model"
-        if weights not in start:
-            raise UserError(f"--model-ema: --resume {options.resume} has no moving average: leave the flag out")
-        say(load_state(model, start[weights], f"--resume {options.resume}"))
-    elif options.finetune:
-        say(load_state(model, start["model"], f"--finetune {options.finetune}", may_leave=is_head))
+        load_checkpoint(options, start.checkpoint, model)
     return model
 
 
-def build_baseline(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:
-    """What LORA is compared with; its image weights from --visfinetune or, with --pretrained, from timm's hub."""
-    afresh = not start.get("model")
-    return create_baseline(
-        options.model,
-        num_classes=num_classes,
-        input_size=options.input_size,
-        texts=reads_texts(options),
-        bert=start.get("bert_config"),
-        tunebert=options.tunebert,
-        pretrained=options.pretrained and afresh,
-        weights=options.visfinetune if afresh else "",
-    )
+def load_pretrained(options: Namespace, network: Network, start: Start, model: nn.Module) -> None:
+    """Loads the text encoder of --bert-model and the backbone of --visfinetune; the text encoder's copy is dropped."""
+    if start.text_state is not None:
+        source = f"--bert-model {options.bert_model}"
+        print0(load_state(model.text_model, start.text_state, source, may_lack=is_pooler))
+        start.text_state = None
+    if options.visfinetune and network.is_pyramid:
+        backbone, source = getattr(model, "vision_model", model), f"--visfinetune {options.visfinetune}"
+        state = read_checkpoint(options.visfinetune, "--visfinetune").model
+        state, interpolated = fit_position_embeddings(state, backbone.state_dict())
+        print0(load_state(backbone, state, source, may_lack=is_new, may_leave=is_head) + interpolated)
+
+
+def load_checkpoint(options: Namespace, checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Loads the weights of --resume or --finetune, whose copy is dropped; a training's state stays until it is used."""
+    if options.visfinetune:
+        print0(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
+    if not options.resume:
+        print0(load_state(model, checkpoint.model, f"--finetune {options.finetune}", may_leave=is_head))
+        checkpoint.drop_tensors()
+        return
+    state = checkpoint.model_ema if options.eval and options.model_ema else checkpoint.model
+    if state is None:
+        raise UserError(f"--model-ema: --resume {options.resume} has no moving average: leave the flag out")
+    print0(load_state(model, state, f"--resume {options.resume}"))
+    if options.eval:
+        checkpoint.drop_tensors()
+    checkpoint.model = {}
 
 
 def is_pooler(name: str) -> bool:
-    """BERT's pooler, whose output is not used."""
+    """Whether a parameter is of BERT's pooler, whose output is not used."""
     return name.startswith("pooler.")
 
 
 def is_new(name: str) -> bool:
-    """What is added to the backbone: local re-attention's parameters, or the classifier of --model pvt."""
+    """Whether a parameter is added to the backbone: local re-attention's, or the classifier of --model pvt."""
     return is_head(name) or name.startswith(("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj"))
 
 
 def is_head(name: str) -> bool:
-    """The classifier."""
+    """Whether a parameter is of the classifier."""
     return name.startswith("head.")
-
-
-def count_parameters(model: nn.Module) -> int:
-    """How many parameters learn."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-CLASS_TOKEN_STAGE = 4  # its position embedding has one vector more, in front, for the class token (spec section 1)
 
 
 def fit_position_embeddings(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

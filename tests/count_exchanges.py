@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine import LossRecord, train_one_epoch
+from engine import LossRecord, Precision, Stepper, train_one_epoch
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-settings = {"device": torch.device("cpu"), "scaler": torch.amp.GradScaler("cpu", enabled=False)}
+precision = Precision(torch.device("cpu"))
 
 
 def make_model():
@@ -21,9 +21,10 @@ def make_model():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
 
 
-def train(model, batches, **more):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    train_one_epoch(model, nn.CrossEntropyLoss(), batches, optimizer, losses=LossRecord(), **settings, **more)
+def train(model, batches, *, accumulate=1):
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", enabled=False)
+    stepper, losses = Stepper(optimizer, scaler, accumulate), LossRecord()
+    train_one_epoch(model, nn.CrossEntropyLoss(), batches, stepper, precision, losses, num_batches=len(batches))
 
 
 generator = torch.Generator().manual_seed(1)
@@ -40,7 +41,7 @@ def count(state, bucket):
 model = DistributedDataParallel(make_model())
 model.register_comm_hook(None, count)
 own = [{"image": i, "label": y, "index": torch.arange(4)} for i, y in zip(images[rank], labels[rank], strict=True)]
-train(model, own, num_batches=5, accumulate=3)  # steps of three and of two batches
+train(model, own, accumulate=3)  # steps of three and of two batches
 
 alone = make_model()
 groups = [slice(0, 3), slice(3, 5)]
@@ -48,7 +49,7 @@ large = [
     {"image": images[:, group].flatten(0, 2), "label": labels[:, group].flatten(), "index": torch.arange(24)}
     for group in groups
 ]
-train(alone, large, num_batches=2)
+train(alone, large)
 same = all(torch.allclose(a, b, atol=1e-6) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
 if rank == 0:
     print(f"exchanges {exchanges}, same as one process {same}")

@@ -274,23 +274,23 @@ def read_and_load(path: Path, flag: str) -> None:
     """Loads a checkpoint as a run does, and takes a step where the optimizer is there."""
     checkpoint = read_checkpoint(path, flag)
     model = Tiny()
-    for name, tensor in checkpoint["model"].items():
+    for name, tensor in checkpoint.model.items():
         assert type(name) is str
         assert tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
-    state, _ = fit_position_embeddings(checkpoint["model"], model.state_dict())
+    state, _ = fit_position_embeddings(checkpoint.model, model.state_dict())
     check_account(load_state(model, state, f"{flag} x", may_leave=lambda name: name.startswith("head.")))
     assert all(name.startswith("head.") or state[name].is_floating_point() for name in model.state_dict())
     if flag == "--resume":
         optimizer = torch.optim.AdamW(model.parameters())
-        if "optimizer" in checkpoint:
-            load_optimizer_state(optimizer, checkpoint["optimizer"], f"{flag} x")
+        if checkpoint.optimizer is not None:
+            load_optimizer_state(optimizer, checkpoint.optimizer, f"{flag} x")
         take_step(model, optimizer)
-        assert type(checkpoint.get("epoch", 0)) is int
-        assert f"{checkpoint.get('best', {'acc1': 0.0})['acc1']:.2f}"
-        if checkpoint.get("scaler"):
-            torch.amp.GradScaler("cpu").load_state_dict(checkpoint["scaler"])
-    if flag != "--visfinetune" and checkpoint.get("bert_config"):
-        build_text_model(checkpoint["bert_config"])
+        assert checkpoint.epoch is None or type(checkpoint.epoch) is int
+        assert f"{(checkpoint.best or {'acc1': 0.0})['acc1']:.2f}"
+        if checkpoint.scaler:
+            torch.amp.GradScaler("cpu").load_state_dict(checkpoint.scaler)
+    if checkpoint.bert_config:
+        build_text_model(checkpoint.bert_config)
 
 
 def check_account(account: str) -> None:

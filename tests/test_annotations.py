@@ -143,7 +143,7 @@ def test_missing_root_split_and_list_are_errors(ser, tmp_path):
     with pytest.raises(UserError, match=r"test\.json: .* No such file"):
         read_ser(ser, "test")
     with pytest.raises(UserError, match="SER30K's splits train, val, test, found 'dev'"):
-        read_ser(ser, "dev")
+        DATA_SETS["SER"].read(ser, "dev")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_folder_takes_its_classes_from_train(class_folders):
 )
 def test_folder_without_a_split_is_named(class_folders, split, message):
     with pytest.raises(UserError, match=message):
-        read_folder(class_folders, split)
+        DATA_SETS["folder"].read(class_folders, split)
 
 
 def test_folder_refuses_a_class_that_train_has_not(class_folders):
@@ -340,9 +340,9 @@ def test_class_folders_must_be_those_of_the_data_set(fi):
 
 def test_fi_and_emotion_roi_have_no_val(fi):
     with pytest.raises(UserError, match="FI's splits train, test, found 'val'"):
-        read_fi(fi, "val")
+        DATA_SETS["FI"].read(fi, "val")
     with pytest.raises(UserError, match="EmotionROI's splits train, test, found 'val'"):
-        read_emotion_roi(fi, "val")
+        DATA_SETS["EmotionROI"].read(fi, "val")
 
 
 def test_missing_fi_and_emotion_roi_folders_are_errors(fi, tmp_path):

@@ -9,7 +9,8 @@ import timm
 import torch
 
 from inference.predictor import load_predictor
-from models import create_baseline, create_model
+from models import create_model
+from models.baselines import create_baseline
 from readers.annotations import SER_NAMES, read_ser
 from runtime.reports import read_predictions
 from tests.conftest import BERT, SMALL

@@ -61,7 +61,7 @@ def test_classifies_by_the_class_token_of_the_backbone():
 
 def test_learns_the_folders_of_a_data_set(pretrained):
     checkpoint = read_checkpoint(pretrained / "checkpoint_pvt.pth", "--resume")
-    assert checkpoint["class_names"] == ["blue", "red"]
+    assert checkpoint.class_names == ["blue", "red"]
     results = json.loads((pretrained / "checkpoint_pvt_best_test.json").read_text())
     assert results["samples"] == 4
     assert list(results["per_class"]) == ["blue", "red"]
@@ -99,15 +99,15 @@ def test_its_checkpoint_starts_a_backbone_whole_or_shrunk(pretrained, sticker_se
     finished = run_script("tools/shrink_checkpoint.py", pretrained / "checkpoint_pvt.pth", small, "--without-head")
     assert finished.code == 0, finished.output
     assert small.stat().st_size < 0.6 * sum(
-        value.nbytes for value in read_checkpoint(pretrained / "checkpoint_pvt.pth", "--resume")["model"].values()
+        value.nbytes for value in read_checkpoint(pretrained / "checkpoint_pvt.pth", "--resume").model.values()
     )
     for path in (pretrained / "checkpoint_pvt.pth", small):
         folder = tmp_path / path.stem
         arguments = [*SMALL, "--data-path", sticker_set, "--output_dir", folder, "--lr", "0", "--warmup-lr", "0"]
         finished = run_here("main_V.py", *arguments, "--min-lr", "0", "--visfinetune", path, "--epochs", "1")
         assert finished.code == 0, finished.output
-        expected = read_checkpoint(path, "--visfinetune")["model"]
-        found = read_checkpoint(folder / "checkpoint_v.pth", "--resume")["model"]
+        expected = read_checkpoint(path, "--visfinetune").model
+        found = read_checkpoint(folder / "checkpoint_v.pth", "--resume").model
         for name, value in expected.items():
             if not name.startswith("head."):
                 torch.testing.assert_close(found[f"vision_model.{name}"], value.float(), rtol=0, atol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine import LossRecord, Predictions, evaluate, merge_predictions, train_one_epoch
+from engine import LossRecord, Precision, Predictions, Stepper, evaluate, merge_predictions, train_one_epoch
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -23,11 +23,12 @@ def make_model():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
 
 
-def train(model, batches, *, names=(), **settings):
+def train(model, batches, *, names=(), amp_dtype=torch.float32, num_batches=None, first_batch=0, **settings):
     batches, losses = list(batches), LossRecord(names)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    settings = {"scaler": torch.amp.GradScaler("cpu", enabled=False), "num_batches": len(batches)} | settings
-    train_one_epoch(model, nn.CrossEntropyLoss(), batches, optimizer, device=CPU, losses=losses, **settings)
+    stepper = Stepper(optimizer, **({"scaler": torch.amp.GradScaler("cpu", enabled=False)} | settings))
+    place = {"num_batches": num_batches or len(batches), "first_batch": first_batch}
+    train_one_epoch(model, nn.CrossEntropyLoss(), batches, stepper, Precision(CPU, amp_dtype), losses, **place)
     return losses.mean()
 
 
@@ -100,17 +101,17 @@ def test_loss_that_is_not_finite_names_step_and_samples():
 
 def test_evaluation_is_in_evaluation_mode_and_takes_no_batches():
     model = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(48, 3))
-    first, second = (evaluate(model, make_batches(), device=CPU, num_classes=3) for _ in range(2))
+    first, second = (evaluate(model, make_batches(), Precision(CPU), num_classes=3) for _ in range(2))
     assert torch.equal(first.logits, second.logits)
     assert first.indices.tolist() == list(range(24))
-    assert evaluate(model, [], device=CPU, num_classes=3).logits.shape == (0, 3)
+    assert evaluate(model, [], Precision(CPU), num_classes=3).logits.shape == (0, 3)
 
 
 def test_evaluation_refuses_logits_that_are_not_numbers():
     batches = list(make_batches())
     batches[1]["image"][2] = torch.nan
     with pytest.raises(UserError, match="sample 8 and 0 more: the logits are not finite"):
-        evaluate(make_model(), batches, device=CPU, num_classes=3)
+        evaluate(make_model(), batches, Precision(CPU), num_classes=3)
 
 
 def test_predictions_of_processes_are_merged_in_sample_order():

@@ -247,7 +247,7 @@ def test_the_name_in_an_address_cannot_leave_the_cache(server):
 def test_every_flag_takes_an_address(server, tmp_path, flag):
     torch.save({"model": {"weight": torch.ones(2)}}, tmp_path / "x.pth")
     server.files["/x.pth"] = (tmp_path / "x.pth").read_bytes()
-    assert read_checkpoint(f"{server.address}/x.pth", flag)["model"]["weight"].tolist() == [1, 1]
+    assert read_checkpoint(f"{server.address}/x.pth", flag).model["weight"].tolist() == [1, 1]
     server.files["/y.pth"] = b"other"
     with pytest.raises(UserError, match=f"{flag} {server.address}/y.pth: expected a PyTorch or safetensors file"):
         read_checkpoint(f"{server.address}/y.pth", flag)

@@ -10,8 +10,8 @@ from timm.optim import create_optimizer_v2
 
 from models import create_model, vision
 from models.reattention import class_token_scores
+from runtime.optimization import build_optimizer, build_scheduler
 from runtime.options import parse_options
-from runtime.setup import build_optimizer, build_scheduler
 from tests.golden_inputs import golden_fill, golden_images, golden_texts
 
 GOLDEN = Path(__file__).parent / "golden"

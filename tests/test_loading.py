@@ -222,7 +222,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 def test_no_worker_outlives_the_program(killed):
     program = """
         import os, signal, sys, torch
-        from datasets import read_batches, build_loader
+        from runtime.loader import build_loader, read_batches
         class Pids(torch.utils.data.Dataset):
             def __len__(self):
                 return 8

@@ -45,4 +45,4 @@ def test_a_dictionary_that_hides_its_methods_is_read_all_the_same(tmp_path):
     state = HidesMethods(weight=torch.ones(2))
     hiding = HidesMethods(model=state, args=HidesMethods(), best=HidesMethods(acc1=1.0, epoch=0), scaler=HidesMethods())
     torch.save(hiding, tmp_path / "x.pth")
-    assert read_checkpoint(tmp_path / "x.pth", "--resume")["model"]["weight"].tolist() == [1, 1]
+    assert read_checkpoint(tmp_path / "x.pth", "--resume").model["weight"].tolist() == [1, 1]

@@ -32,7 +32,7 @@ def evaluated(checkpoint) -> list[dict]:
 
 def test_predicts_what_the_evaluation_did(checkpoint, sticker_set):
     predictor = load_predictor(checkpoint)
-    batch_size = read_checkpoint(checkpoint, "checkpoint")["args"]["batch_size"]
+    batch_size = read_checkpoint(checkpoint, "checkpoint").args["batch_size"]
     samples = read_ser(sticker_set, "test")
     predictions = []
     # In the evaluation's batches: others round differently, and then patches with nearly equal scores change places.
@@ -65,16 +65,16 @@ def test_a_text_changes_what_lora_says(trained, sticker_set):
 
 def test_a_published_checkpoint_has_the_names_of_its_data_set(trained, tmp_path):
     full = read_checkpoint(trained["lora_v"] / "checkpoint_v.pth", "--resume")
-    arguments = {key: full["args"][key] for key in ("backbone", "alpha", "locals", "hidden_dim", "input_size")}
-    torch.save({"model": full["model"], "args": arguments}, tmp_path / "published.pth")
+    arguments = {key: full.args[key] for key in ("backbone", "alpha", "locals", "hidden_dim", "input_size")}
+    torch.save({"model": full.model, "args": arguments}, tmp_path / "published.pth")
     assert load_predictor(tmp_path / "published.pth").class_names == SER_NAMES
 
 
 def test_what_is_no_checkpoint_is_one_line(trained, tmp_path, run_script):
     (tmp_path / "text.pth").write_text("no checkpoint")
     state = read_checkpoint(trained["lora_v"] / "checkpoint_v.pth", "--resume")
-    state["model"] = {name: value for name, value in state["model"].items() if not name.startswith("head.")}
-    torch.save(state["model"], tmp_path / "headless.pth")
+    headless = {name: value for name, value in state.model.items() if not name.startswith("head.")}
+    torch.save(headless, tmp_path / "headless.pth")
     expected = {"text.pth": "a PyTorch or safetensors file", "headless.pth": "none of a head", "no.pth": "no such"}
     for name, words in expected.items():
         finished = run_script(TOOL, tmp_path / name, tmp_path)

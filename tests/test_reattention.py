@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import BACKBONES, create_model, reattention, textbook
+from models import create_model, reattention, textbook
 from models.attention import attend
 from models.fusion import FusionBlock
+from models.pvt import BACKBONES
 from tests import golden_inputs
 from utils import UserError
 

@@ -30,12 +30,12 @@ def demo_set(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("path", [BACKBONE, DEMO])
 def test_is_small_enough_to_ship(path):
     assert path.stat().st_size <= MAX_BYTES
-    state = read_checkpoint(path, "--visfinetune")["model"]
+    state = read_checkpoint(path, "--visfinetune").model
     assert {value.dtype for value in state.values()} == {torch.float16}
 
 
 def test_the_backbone_has_the_names_of_a_published_pvt():
-    found = {name: value.shape for name, value in read_checkpoint(BACKBONE, "--visfinetune")["model"].items()}
+    found = {name: value.shape for name, value in read_checkpoint(BACKBONE, "--visfinetune").model.items()}
     expected = create_model("pvt", backbone="pvt_demo").state_dict()
     assert found == {name: value.shape for name, value in expected.items() if not name.startswith("head.")}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from models import create_model
+from runtime.optimization import build_optimizer
 from runtime.options import parse_options
-from runtime.setup import build_optimizer
 from tests.conftest import ROOT, SMALL
 from tests.test_main import run_here
 

@@ -75,9 +75,7 @@ Example = tuple[str, str]  # path and text
 def build_page(predictor: Predictor, examples: Sequence[Example]) -> gr.Blocks:
     """The page with its two tabs."""
     with gr.Blocks(title="Sticker emotion", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)) as page:
-        gr.Markdown(
-            f"# Sticker emotion\n{predictor.name.upper().replace('_', '-')}, {Path(predictor.options.resume).name}"
-        )
+        gr.Markdown(f"# Sticker emotion\n{predictor.name.upper().replace('_', '-')}, {predictor.network.title}")
         with gr.Tab("One sticker"):
             add_one_sticker(predictor, examples)
         with gr.Tab("Several files"):

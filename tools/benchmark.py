@@ -25,7 +25,8 @@ from torch.profiler import profile
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from models import BACKBONES, check_image_size
+from models.pvt import BACKBONES
+from models.vision import check_image_size
 from runtime.setup import keep_freed_memory
 from tools.benchmark_measure import (
     GIB,

@@ -32,7 +32,7 @@ def measure(predictor: Predictor, batch_sizes: Sequence[int], rounds: int) -> li
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
-    size, found = predictor.options.input_size, []
+    size, found = predictor.input_size, []
     for count in batch_sizes:
         inputs = [torch.randn(count, 3, size, size)]
         if predictor.tokenizer is not None:

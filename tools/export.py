@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/export.py` finds the project's modules
 
 from inference.predictor import Predictor, load_predictor
-from models import is_baseline
+from models.baselines import is_baseline
 from runtime import model_card
 from tools import export_check, export_files
 from utils import UserError, printable, write_whole

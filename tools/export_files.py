@@ -18,8 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.export import Dim, ExportedProgram
 
 from inference.predictor import Predictor
-from models import MAX_TEXT_TOKENS
-from runtime.weights import architecture_options
+from models.text import MAX_TEXT_TOKENS
 from utils import UserError
 
 FORMATS = ("onnx", "safetensors", "pt2")
@@ -30,7 +29,7 @@ OUTPUT_NAME = "logits"
 
 def describe(predictor: Predictor) -> dict[str, str]:
     """The metadata: all that leads from a picture and a text to the inputs, and from the logits to a class."""
-    size = predictor.options.input_size
+    size = predictor.input_size
     transform = {
         "mode": "RGB on white",
         "resize_short_side": int(256 / 224 * size),
@@ -55,9 +54,8 @@ def describe(predictor: Predictor) -> dict[str, str]:
 
 def architecture(predictor: Predictor) -> dict[str, object]:
     """The arguments of `models.create_model` that make the network which the weights fit."""
-    names = architecture_options(predictor.name)
     found = {"name": predictor.name, "num_classes": len(predictor.class_names)}
-    found |= {name: getattr(predictor.options, name) for name in names}
+    found |= {name: predictor.settings[name] for name in predictor.network.settings}
     if predictor.name == "lora":
         found["bert"] = predictor.model.text_model.config.to_dict()
     return found
@@ -65,7 +63,7 @@ def architecture(predictor: Predictor) -> dict[str, object]:
 
 def trace(predictor: Predictor) -> ExportedProgram:
     """The network as a graph for images (B, 3, size, size) and, for LORA, word ids and mask (B, 30), for any B."""
-    size = predictor.options.input_size
+    size = predictor.input_size
     inputs = [torch.zeros(2, 3, size, size)]  # two images: of one, the tracer would take the batch for a constant
     if predictor.tokenizer is not None:
         inputs += [torch.ones(2, MAX_TEXT_TOKENS, dtype=torch.long) for _ in range(2)]

@@ -19,19 +19,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/shrink_checkpoint.py` finds the project's modules
 
 from readers.checkpoint import read_checkpoint
+from readers.checkpoint_fields import Checkpoint
 from utils import UserError, write_checkpoint
 
 KEPT = ("epoch", "args", "class_names", "bert_config", "vocabulary_sha256")  # what `read_start` asks for
 
 
-def shrink(checkpoint: dict[str, Any], *, without_head: bool) -> dict[str, Any]:
+def shrink(checkpoint: Checkpoint, *, without_head: bool) -> dict[str, Any]:
     """A checkpoint's weights in float16 and the fields that say what they are; integers stay as they are."""
     weights = {
         name: value.half() if value.is_floating_point() else value
-        for name, value in checkpoint["model"].items()
+        for name, value in checkpoint.model.items()
         if not (without_head and name.startswith("head."))
     }
-    return {"model": weights} | {field: checkpoint[field] for field in KEPT if field in checkpoint}
+    return {"model": weights} | {name: value for name in KEPT if (value := getattr(checkpoint, name)) is not None}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not torch.isfinite(value).all():
             raise UserError(f"{options.checkpoint}: {name} is not finite in float16; it cannot be shrunk")
     try:
-        write_checkpoint(options.output, small)
+        write_checkpoint([options.output], small)
     except OSError as error:
         raise UserError(f"{options.output} cannot be written: {error}") from error
     changes = [
-        (value.float() - checkpoint["model"][name].float()).abs().max().item()
+        (value.float() - checkpoint.model[name].float()).abs().max().item()
         for name, value in small["model"].items()
         if value.numel()
     ]

@@ -200,7 +200,7 @@ def figures(folder: Path, checkpoint: Path, shop: Workshop) -> dict[str, Any]:
 def measure_cost(checkpoint: Path, shop: Workshop) -> dict[str, Any]:
     """Parameters, operations an image (a multiplication and an addition are two), and images a second, forward."""
     predictor = load_predictor(checkpoint, bert_model=shop.bert_model)
-    size, device = predictor.options.input_size, predictor.device
+    size, device = predictor.input_size, predictor.device
     inputs = [torch.zeros(BATCH, 3, size, size, device=device)]
     if predictor.tokenizer is not None:
         inputs += [torch.ones(BATCH, 30, dtype=torch.long, device=device) for _ in range(2)]
