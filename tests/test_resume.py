@@ -111,7 +111,7 @@ def test_stopped_by_signal(processes, workers, name, code, sticker_set, undistur
         assert "Traceback" not in run.output
     step = torch.load(tmp_path / "checkpoint_v.pth", weights_only=True)["step"]
     assert step >= 1
-    assert f"goes on after {step} of" in complete(tmp_path, sticker_set, **settings)
+    assert f"continues after {step} of" in complete(tmp_path, sticker_set, **settings)
     assert_same_result(tmp_path, undisturbed(processes))
 
 
@@ -170,8 +170,8 @@ def test_other_number_of_processes_is_said_and_goes_on(sticker_set, tmp_path):
     run = kill_at(tmp_path, sticker_set, step_line(2, 1), signal.SIGTERM, processes=2)
     step = torch.load(tmp_path / "checkpoint_v.pth", weights_only=True)["step"]
     output = complete(tmp_path, sticker_set)
-    assert "2 processes wrote the checkpoint and 1 go on: the order of the data" in output, run.output
-    assert f"goes on after {2 * step} of 6 batches" in output
+    assert "2 processes wrote the checkpoint and 1 continue: the order of the data" in output, run.output
+    assert f"continues after {2 * step} of 6 batches" in output
     assert [entry["epoch"] for entry in read_log(tmp_path)] == [0, 1]
     rates = [entry["lr"] for entry in read_log(tmp_path)]
     assert rates == [1e-5, 1e-5]  # --unscale-lr: the rule knows no processes
