@@ -79,12 +79,12 @@ class Finished(NamedTuple):
     output: str
 
 
-def run_process(*command, env=None, timeout=240):
-    """Runs a command from the project's root and returns its output, standard error included."""
+def run_process(*command, env=None, timeout=240, cwd=ROOT):
+    """Runs a command, from the project's root, and returns its output, standard error included."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", **(env or {})}
     finished = subprocess.run(
         [str(part) for part in command],
-        cwd=ROOT,
+        cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
