@@ -240,7 +240,7 @@ def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(*(tensor[order] for tensor in merged))
 
 
-def compute_metrics(logits: Tensor, labels: Tensor, class_names: list[str]) -> dict[str, Any]:
+def compute_metrics(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """Logits (samples, classes) and labels (samples,) to top-1 accuracy in percent, loss, and figures by class.
 
     Precision, recall, F1 and mean average precision are shares from 0 to 1, 0 where undefined; the confusion matrix has

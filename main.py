@@ -182,7 +182,7 @@ def train_epoch(run: Run, training: Training, monitor: Monitor) -> None:
             training.save(run.checkpoint_path())
 
     loader = run.train_loader
-    loader.batch_sampler.set_epoch(training.epoch, first_batch=done)
+    run.train_sampler.set_epoch(training.epoch, first_batch=done)
     train_one_epoch(
         training.parallel,
         run.criterion,
@@ -253,7 +253,7 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
         with failing_together():
             if run.processes.is_main:
                 best = read_checkpoint(path, "checkpoint")
-                load_state(training.measured, best.model_ema if training.ema else best.model, str(path))
+                load_state(training.measured, best.model_ema or best.model, str(path))
                 best.drop_tensors()
         if dist.is_initialized():
             for tensor in training.measured.state_dict().values():

@@ -6,10 +6,11 @@
 """
 
 import sys
+from typing import Any
 
 from runtime.options import check_command_line
 
-DEFAULTS = {"model": "lora_v", "dataset": "SER_V", "texts": False}
+DEFAULTS: dict[str, Any] = {"model": "lora_v", "dataset": "SER_V", "texts": False}
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:], DEFAULTS)

@@ -72,7 +72,7 @@ def config_value(actions: dict[str, argparse.Action], key: str, value: Any, path
     return items if takes_list else items[0]
 
 
-def config_item(action: argparse.Action, item: Any, where: str) -> Any:
+def config_item(action: Any, item: Any, where: str) -> Any:
     """One value of an entry: a number where the flag takes a number, text where it takes text, one of its choices."""
     wants_text = action.type in TEXT_TYPES
     if isinstance(item, bool) or isinstance(item, str) != wants_text or not isinstance(item, str | int | float):

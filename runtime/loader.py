@@ -60,7 +60,7 @@ def build_loader(
         prefetch_factor: how many batches each worker reads ahead.
     """
     if batch_sampler is not None:
-        batching = {"batch_sampler": batch_sampler}
+        batching: dict[str, Any] = {"batch_sampler": batch_sampler}
     else:
         batching = {"sampler": sampler, "batch_size": batch_size or 1, "drop_last": drop_last}
     return DataLoader(
@@ -173,7 +173,7 @@ class _Flag:
 
 def _worker_settings(prefetch_factor: int) -> dict[str, Any]:
     """Settings of a loader that has workers."""
-    context = copy.copy(multiprocessing.get_context())
+    context: Any = copy.copy(multiprocessing.get_context())
     context.Process = _Worker
     context.Event = _Flag
     return {

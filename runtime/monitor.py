@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -134,6 +134,7 @@ class Watchdog:
 
     def _exchange(self) -> None:
         """Tells the other processes that this one lives, and notes whether they do."""
+        assert self.store is not None
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         for count in itertools.count():
             try:
@@ -227,7 +228,7 @@ class Monitor(ExitStack):
     def __enter__(self) -> "Monitor":
         super().__enter__()
         processes, steps = self.processes, self.options.profile if self.trains and self.processes.is_main else None
-        group = {"rank": processes.rank, "world_size": processes.world_size, "store": processes.store}
+        group: dict[str, Any] = {"rank": processes.rank, "world_size": processes.world_size, "store": processes.store}
         self.stop = self.enter_context(StopSignals(speaks=self.trains and processes.is_main))
         self.watchdog = self.enter_context(Watchdog(self.options.timeout, **group))
         self.trace = self.enter_context(profiling(steps, Path(self.options.output_dir) / "trace.json"))

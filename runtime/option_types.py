@@ -15,8 +15,8 @@ SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds t
 class Parser(argparse.ArgumentParser):
     """Takes underscores and hyphens alike, no abbreviations, and raises UserError for a wrong flag or value."""
 
-    def parse_args(self, args: Sequence[str], namespace: argparse.Namespace | None = None) -> argparse.Namespace:
-        return super().parse_args([with_hyphens(argument) for argument in args], namespace)
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_args([with_hyphens(argument) for argument in args or ()], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")

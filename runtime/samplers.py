@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sized
 
+from typing import Any
+
 import numpy as np
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler, Sampler
@@ -38,7 +40,7 @@ def build_train_sampler(
     Raises:
         UserError: less than one batch a process.
     """
-    samples = range(dataset if isinstance(dataset, int) else len(dataset))
+    samples: Any = range(dataset if isinstance(dataset, int) else len(dataset))
     repeated, once = len(samples) // ROUND * ROUND // num_replicas, len(samples) // num_replicas
     if once < batch_size:
         remedy = f"lower --batch-size to {once} or less" if once else f"start at most {len(samples)} processes"

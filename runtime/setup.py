@@ -39,7 +39,7 @@ class Run:
     network: Network
     processes: Processes
     precision: Precision
-    model: nn.Module
+    model: Any  # a network of `models`
     start: Start
     data: dict[str, StickerDataset]
     facts: dict[str, Any]
@@ -67,8 +67,8 @@ class Run:
         )
 
     @cached_property
-    def train_loader(self) -> DataLoader:
-        """The training loader; call `set_epoch` of its `batch_sampler` before each epoch."""
+    def train_sampler(self) -> TrainBatchSampler:
+        """The batches of the training; call `set_epoch` before each epoch."""
         options, dataset = self.options, self.data["train"]
         order = build_train_sampler(
             len(dataset),
@@ -80,10 +80,14 @@ class Run:
             say=print0,
         )
         num_batches = options.steps_per_epoch and options.steps_per_epoch * options.grad_accum_steps
-        sampler = TrainBatchSampler(
+        return TrainBatchSampler(
             order, options.batch_size, seed=options.seed, rank=self.processes.rank, num_batches=num_batches
         )
-        return build_loader(dataset, batch_sampler=sampler, **self._loader_settings())
+
+    @cached_property
+    def train_loader(self) -> DataLoader:
+        """The training loader, which reads the batches of `train_sampler`."""
+        return build_loader(self.data["train"], batch_sampler=self.train_sampler, **self._loader_settings())
 
     def eval_loader(self, split: str) -> DataLoader:
         """A loader of whole batches, built once, of which each process has its share unless --no-dist-eval."""

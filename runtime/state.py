@@ -65,6 +65,7 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.begin_epoch(options.start_epoch)
         if options.resume:
+            assert run.start.checkpoint is not None
             self._resume(run.start.checkpoint)
             run.start.checkpoint.drop_tensors()
         elif self.epoch:
