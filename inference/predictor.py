@@ -17,18 +17,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datasets import build_transform
-from models import check_image_size, is_baseline
+from models import get_network
+from models.vision import check_image_size
 from readers.annotations import CLASS_NAMES
 from readers.checkpoint import read_checkpoint
 from readers.images import as_rgb, read_image
 from readers.tokenizer import Tokenizer
 from runtime.options import parse_options
-from runtime.weights import architecture_options, build_model, find_tokenizer, model_of, reads_texts
+from runtime.weights import architecture_options, build_model, find_tokenizer, model_of, naming_flags, reads_texts
 from utils import UserError, choose_device
 
 DEFAULT_SIZE = 448
-
-LORAS = ("lora", "lora_v")  # what selects patches
 
 Picture = Image.Image | str | Path
 
@@ -67,7 +66,7 @@ class Predictor:
     @property
     def selects_patches(self) -> bool:
         """Whether the network has local re-attention."""
-        return self.name in LORAS
+        return get_network(self.name).selects_patches
 
     def __call__(self, images: Sequence[Picture | Tensor], texts: Sequence[str] | None = None) -> list[Prediction]:
         """The prediction for each image; LORA takes a text for each, '' where there is none.
@@ -138,8 +137,10 @@ def load_predictor(path: str | Path, *, device: str = "auto", bert_model: str = 
     if head is None or head.ndim == 0:
         raise UserError(f"{source}: expected the weights of a whole network, found none of a head")
     tokenizer = find_tokenizer(options, start.get("vocabulary_sha256")) if reads_texts(options) else None
-    if not is_baseline(options.model):
-        check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
+    network = get_network(options.model)
+    if network.is_pyramid:
+        with naming_flags():
+            check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
     model = build_model(options, start, head.shape[0], say=lambda account: None)
     class_names = names_of(start, options.dataset, head.shape[0])
     return Predictor(model, options, class_names, tokenizer, choose_device(device, 0))

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from models.baselines import NAMED_BASELINES, TIMM
+from models import NETWORKS, TIMM
 from utils import UserError
 
 LARGEST = 10**15
 
-MODELS = ("lora", "lora_v", "pvt", *NAMED_BASELINES)
+MODELS = tuple(NETWORKS)
 
 SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds to 0
 

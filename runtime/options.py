@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from models.vision import TOKENS
+from models import TOKENS
 from runtime.config_file import check_config, read_config
 from runtime.option_types import (
     Parser,

@@ -20,12 +20,21 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datasets import StickerDataset, build_dataset, build_transform
-from models import check_image_size, is_baseline
-from models.baselines import TIMM
+from models import TIMM, get_network
+from models.pvt import backbone_of
+from models.vision import check_image_size
 from readers.annotations import WITH_TEXTS
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
-from runtime.weights import build_model, check_classes, count_parameters, read_start, reads_texts, resolve_resume
+from runtime.weights import (
+    build_model,
+    check_classes,
+    count_parameters,
+    naming_flags,
+    read_start,
+    reads_texts,
+    resolve_resume,
+)
 from utils import Processes, UserError, failing_together, make_deterministic, print0, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
@@ -69,20 +78,24 @@ def build_run(options: argparse.Namespace, processes: Processes) -> Run:
 def prepare_computing(options: argparse.Namespace, model: nn.Module) -> None:
     """How the model computes, which changes no result beyond rounding: layout, checkpointing, compilation."""
     model.to(memory_format=memory_format(options))
-    vision_model = getattr(model, "vision_model", None)  # bert and majority see no image
-    if options.grad_checkpointing and vision_model is not None:
+    if not get_network(options.model).reads_images:
+        return
+    vision_model = backbone_of(model)
+    if options.grad_checkpointing:
         try:
             vision_model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError) as error:  # some of timm's networks
             raise UserError(f"--grad-checkpointing: {options.model} cannot do it: leave the flag out") from error
-    if options.compile and vision_model is not None:
+    if options.compile:
         vision_model.compile()
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, before anything is read or written."""
-    if not is_baseline(options.model):
-        check_image_size(options.input_size, options.input_size, 1 if options.model == "pvt" else options.alpha)
+    network = get_network(options.model)
+    if network.is_pyramid:
+        with naming_flags():
+            check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
     check_model(options)
     if options.eval and not options.resume:
         raise UserError("--eval evaluates a checkpoint: name it with --resume")
@@ -115,7 +128,7 @@ def check_model(options: argparse.Namespace) -> None:
         raise UserError("--pretrained and --visfinetune both name weights: give one of them")
     if options.visfinetune and options.model in ("bert", "majority"):
         raise UserError(f"--visfinetune: --model {options.model} sees no image: leave the flag out")
-    if options.layer_decay and is_baseline(options.model):
+    if options.layer_decay and not get_network(options.model).is_pyramid:
         raise UserError(f"--layer-decay is for lora, lora_v and pvt: leave it out with --model {options.model}")
 
 

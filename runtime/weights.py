@@ -1,19 +1,19 @@
 """What a run starts from: a checkpoint, pretrained parts, or nothing; and the model with those weights."""
 
 import argparse
+import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import create_baseline, create_model, is_baseline
-from models.baselines import TIMM
-from models.pvt import interpolate_position_embedding
+from models import SETTINGS, TIMM, create_model, get_network
+from models.pvt import backbone_of, interpolate_position_embedding
 from readers.checkpoint import load_state, newest_checkpoint, read_checkpoint
 from readers.text_encoder import load_text_encoder
 from readers.tokenizer import Tokenizer
@@ -108,8 +108,9 @@ def architecture_options(model: str) -> Sequence[str]:
 def model_of(checkpoint: dict[str, Any]) -> str:
     """Which network a checkpoint is of: a baseline as its `args` say, else as the names of its weights do."""
     named = str(checkpoint.get("args", {}).get("model", ""))
-    if is_baseline(named):
-        return named
+    with contextlib.suppress(ValueError):
+        if not get_network(named).is_pyramid:
+            return named
     parts = {name.partition(".")[0] for name in checkpoint["model"]}
     return "lora" if "text_model" in parts else "pvt" if "patch_embed1" in parts else "lora_v"
 
@@ -160,21 +161,22 @@ def build_model(
     options: argparse.Namespace, start: dict[str, Any], num_classes: int, say: Callable[[str], None] = print0
 ) -> nn.Module:
     """The network with the weights that it starts from; `say` is told what was loaded."""
-    names = ("alpha", "locals", "drop_path", "drop", "fuse_dropout_rate", "fuse_attention_dropout_rate")
-    names += ("hidden_dim", "backbone", "tokens", "tunebert")
-    settings = {name: getattr(options, name) for name in names}
-    if is_baseline(options.model):
-        model = build_baseline(options, start, num_classes)
-    else:
-        model = create_model(options.model, num_classes=num_classes, bert=start.get("bert_config"), **settings)
+    network = get_network(options.model, texts=options.texts)
+    settings = {name: getattr(options, name) for name in (*network.settings, *network.rates)}
+    if network.reads_text:
+        settings["bert"] = start.get("bert_config")
+    if options.model.startswith(TIMM) and not start.get("model"):
+        settings["pretrained"] = options.visfinetune or options.pretrained
+    with naming_flags(**{"pretrained": "--visfinetune"} if options.visfinetune else {}):
+        model = create_model(options.model, num_classes=num_classes, **settings)
     if "text_state" in start:
         source = f"--bert-model {options.bert_model}"
         say(load_state(model.text_model, start["text_state"], source, may_lack=is_pooler))
-    if options.visfinetune and not start.get("model") and not is_baseline(options.model):
+    if options.visfinetune and not start.get("model") and network.is_pyramid:
         source = f"--visfinetune {options.visfinetune}"
         state = read_checkpoint(options.visfinetune, "--visfinetune")["model"]
-        state, interpolated = fit_position_embeddings(state, model.vision_model.state_dict())
-        account = load_state(model.vision_model, state, source, may_lack=is_new, may_leave=is_head)
+        state, interpolated = fit_position_embeddings(state, backbone_of(model).state_dict())
+        account = load_state(backbone_of(model), state, source, may_lack=is_new, may_leave=is_head)
         say(account + interpolated)
     elif options.visfinetune and start.get("model"):
         say(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
@@ -188,19 +190,24 @@ def build_model(
     return model
 
 
-def build_baseline(options: argparse.Namespace, start: dict[str, Any], num_classes: int) -> nn.Module:
-    """What LORA is compared with; its image weights from --visfinetune or, with --pretrained, from timm's hub."""
-    afresh = not start.get("model")
-    return create_baseline(
-        options.model,
-        num_classes=num_classes,
-        input_size=options.input_size,
-        texts=reads_texts(options),
-        bert=start.get("bert_config"),
-        tunebert=options.tunebert,
-        pretrained=options.pretrained and afresh,
-        weights=options.visfinetune if afresh else "",
-    )
+FLAGS = {"bert": "--bert-model", "name": "--model", "pretrained": "--pretrained"}  # of parameters beside SETTINGS
+
+
+@contextlib.contextmanager
+def naming_flags(**flags: str) -> Iterator[None]:
+    """Turns the ValueError of a network, which begins with a parameter's name, into a UserError with its flag.
+
+    Args:
+        flags: the flag of a parameter, if it differs from the usual one.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        name = re.match(r"\w*", str(error))[0]
+        flags = {name: f"--{name.replace('_', '-')}" for name in SETTINGS} | FLAGS | flags
+        raise UserError(flags.get(name, name) + str(error)[len(name) :]) from error
 
 
 def is_pooler(name: str) -> bool:

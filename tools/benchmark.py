@@ -25,8 +25,10 @@ from torch.profiler import profile
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from models import BACKBONES, check_image_size
+from models.pvt import BACKBONES
+from models.vision import check_image_size
 from runtime.setup import keep_freed_memory
+from runtime.weights import naming_flags
 from tools.benchmark_measure import (
     GIB,
     alone,
@@ -99,7 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     for size in options.size:
-        check_image_size(size, size, options.alpha)
+        with naming_flags():
+            check_image_size(size, size, options.alpha)
     for batch_size in options.batch_size:
         if batch_size != "max" and not (batch_size.isdigit() and int(batch_size)):
             raise UserError(f"--batch-size {batch_size}: expected a number of images or max")

@@ -18,7 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.export import Dim, ExportedProgram
 
 from inference.predictor import Predictor
-from models import MAX_TEXT_TOKENS
+from models.text import MAX_TEXT_TOKENS
 from runtime.weights import architecture_options
 from utils import UserError
 
