@@ -44,7 +44,7 @@ class Setting:
 
 
 class Textbook(nn.Module):
-    """Re-attention and fusion as the paper writes them: the tests' oracle on the network's own parameters."""
+    """Re-attention and fusion as the paper writes them: `models.textbook` on the network's own parameters."""
 
     def __init__(self, setting: Setting):
         super().__init__()
