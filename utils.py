@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -92,16 +92,23 @@ def mistake(path: str | Path, expected: str, found: str, remedy: str) -> UserErr
 
 
 @contextmanager
-def naming_flags() -> Iterator[None]:
-    """A network's ValueError, whose message begins with a parameter's name, becomes an error that names its flag."""
+def naming_flags(names: Iterable[str], **flags: str) -> Iterator[None]:
+    """A network's ValueError, whose message begins with a parameter's name, becomes an error that names its flag.
+
+    Args:
+        names: of parameters whose flags are called like them.
+        flags: of other parameters.
+    """
     try:
         yield
     except UserError:
         raise
     except ValueError as error:
         name, _, rest = str(error).partition(" ")
-        flag = {"bert": "--bert-model"}.get(name, "--" + name.replace("_", "-"))
-        raise UserError(f"{flag} {rest}") from error
+        flags = {one: f"--{one.replace('_', '-')}" for one in names} | flags
+        if name not in flags:
+            raise
+        raise UserError(f"{flags[name]} {rest}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datasets import build_transform
-from models import Network, create_model
+from models import SETTINGS, Network, create_model
 from models.vision import check_image_size
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
@@ -143,7 +143,7 @@ def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", b
     if network.reads_text:
         tokenizer = find_tokenizer(checkpoint.vocabulary_sha256, bert_model, source)
         settings["bert"] = checkpoint.bert_config
-    with naming_flags():
+    with naming_flags(SETTINGS, bert="--bert-model", name="--model"):
         if network.is_pyramid:
             check_image_size(input_size, input_size, settings["alpha"] if network.selects_patches else 1)
         model = create_model(network.name, num_classes=num_classes, **settings)

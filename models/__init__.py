@@ -1,4 +1,4 @@
-"""LORA, LORA-V and what they are compared with; `create_model` builds one by its name, loading its module late."""
+"""LORA, LORA-V and what they are compared with; `create_model` is the way in. Importing it does not import PyTorch."""
 
 from models.networks import NETWORKS, SETTINGS, TIMM, TOKENS, Network, create_model, get_network
 

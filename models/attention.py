@@ -1,7 +1,7 @@
-"""Fused attention that leaves behind what its map can be made again from.
+"""Fused attention that keeps what its map can be computed again from.
 
-The map P = softmax(q k^T / sqrt(d)) is never stored: with the queries, the keys and, where the fused kernel gives it,
-the logarithm of each row's sum, any rows of it are a matrix product and an exponential away.
+The map P = softmax(q k^T / sqrt(d)) is never stored: any of its rows are a matrix product and an exponential of the
+queries, the keys and, if the fused kernel returns it, the logarithm of each row's sum.
 
 Shapes: B images, N query tokens, M key tokens, d channels a head.
 """
@@ -18,7 +18,7 @@ LOG2_E = math.log2(math.e)
 
 
 class AttentionMap(NamedTuple):
-    """The map P of one attention, as queries and keys: (B, heads, N, M), or (G, N, M) with these two made one."""
+    """The map P of one attention, as queries and keys: (B, heads, N, M), or (G, N, M) with G = B * heads."""
 
     queries: Tensor  # (..., N, d)
     keys: Tensor  # (..., M, d)
@@ -59,8 +59,8 @@ class AttentionMap(NamedTuple):
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, AttentionMap]:
     """Attention of queries (B, heads, N, d) to keys and values (B, heads, M, d): its output and its map.
 
-    `F.scaled_dot_product_attention` does not hand out the log-sum-exp that its kernels compute. On a CPU the kernel
-    that it chooses there is called by name; where that has none to give, the map has to do without.
+    `F.scaled_dot_product_attention` does not return the log-sum-exp that its kernels compute. On a CPU the kernel that
+    it would choose is called by name; elsewhere the map has no log-sum-exp.
     """
     if gives_logsumexp(queries):
         output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(queries, keys, values)
@@ -70,10 +70,10 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Atten
 
 
 def gives_logsumexp(queries: Tensor) -> bool:
-    """Whether the CPU's fused kernel can be called by name, and its log-sum-exp be trusted.
+    """Whether the CPU's fused kernel can be called by name and returns the log-sum-exp.
 
     PyTorch's decomposition of it for exported graphs returns the map instead, and its description for compiled graphs
-    has float32 where the kernel returns float64.
+    says float32 while the kernel returns float64.
     """
     if queries.device.type != "cpu" or torch.compiler.is_exporting():
         return False

@@ -8,22 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from models.fusion import init_xavier
-from models.text import build_text_model, freeze_text_model, text_features
-from utils import UserError
-
-TIMM = "timm/"  # what a model's name begins with, before timm's own name
-NAMED_BASELINES = ("bert", "majority")
-
-
-def is_baseline(name: str) -> bool:
-    """Whether a model is one of this file's."""
-    return name.startswith(TIMM) or name in NAMED_BASELINES
+from models.networks import TIMM
+from models.text import build_text_model, text_features
 
 
 class ImageText(nn.Module):
-    """A pooled image feature and a text feature, either of which may be missing, joined by a linear layer.
+    """A linear layer on a pooled image feature, a text feature, or both, one behind the other.
 
-    The text feature is that of the first word piece, [CLS], in LORA's text encoding (spec section 3).
+    The text feature is LORA's for the first word piece, [CLS] (docs/method.md).
     """
 
     def __init__(self, vision_model: nn.Module | None, text_model: nn.Module | None, *, width: int, num_classes: int):
@@ -47,9 +39,10 @@ class ImageText(nn.Module):
         word_mask: Tensor | None = None,
         text_features: Tensor | None = None,
     ) -> Tensor:
-        """Images (B, 3, H, W) and, where it reads text, word ids and mask (B, 30) to logits (B, num_classes).
+        """Images (B, 3, H, W) and, if it reads text, word ids and mask (B, 30) to logits (B, num_classes).
 
-        `text_features`, as `encode_text` gives them, take the place of ids and mask.
+        Args:
+            text_features: what `encode_text` returned, in place of ids and mask.
         """
         features = []
         if hasattr(self, "vision_model"):
@@ -62,7 +55,7 @@ class ImageText(nn.Module):
 
 
 class Majority(nn.Module):
-    """Answers with the shares of the classes in train, whatever the image."""
+    """Predicts the shares of the classes in train for any image."""
 
     def __init__(self, num_classes: int):
         super().__init__()
@@ -74,70 +67,82 @@ class Majority(nn.Module):
         return shares.log().expand(images.shape[0], -1)
 
 
-def create_baseline(
+def build_bert(*, num_classes: int = 7, bert: Mapping[str, Any] | None = None, tunebert: bool = False) -> ImageText:
+    """Builds a classifier of texts; `bert` and `tunebert`: see `models.text.build_text_model`."""
+    return ImageText(None, build_text_model(bert, tunebert=tunebert), width=0, num_classes=num_classes)
+
+
+def build_majority(*, num_classes: int = 7) -> Majority:
+    """Builds the majority class."""
+    return Majority(num_classes)
+
+
+def build_timm(
     name: str,
     *,
-    num_classes: int,
     input_size: int,
+    num_classes: int = 7,
     texts: bool = False,
     bert: Mapping[str, Any] | None = None,
     tunebert: bool = False,
-    pretrained: bool = False,
-    weights: str = "",
-) -> ImageText | Majority:
-    """Builds a baseline.
+    pretrained: bool | str = False,
+) -> ImageText:
+    """Builds a network of timm.
 
     Args:
-        name: "timm/" with a name of timm, "bert" or "majority".
-        texts: whether a network of timm is joined with BERT; `bert`, `tunebert`: see `models.create_model`.
-        pretrained: starts a network of timm from its weights on the hub; `weights`: or from those in a file.
+        name: as timm has it.
+        input_size: side of the images, pixels.
+        texts: whether it is joined with BERT; `bert`, `tunebert`: see `models.text.build_text_model`.
+        pretrained: whether it starts from its weights on timm's hub; or the name of a file of its weights, which timm
+            reads itself: the functions that adapt a file to a network are hidden in the network's own constructor.
 
     Raises:
-        UserError: an unknown name, weights that cannot be had or do not fit, an image size that it does not take.
+        ValueError: an unknown name, weights that do not fit or are missing, an image size that it does not take.
     """
-    if name == "majority":
-        return Majority(num_classes)
-    text_model = None
-    if name == "bert" or texts:
-        text_model = build_text_model(bert)
-        freeze_text_model(text_model, tunebert=tunebert)
-    if name == "bert":
-        return ImageText(None, text_model, width=0, num_classes=num_classes)
-    vision_model = create_timm(name.removeprefix(TIMM), input_size, pretrained, weights)
+    text_model = build_text_model(bert, tunebert=tunebert) if texts else None
+    vision_model = create_timm(name, input_size, pretrained)
     width = pooled_width(vision_model, name, input_size)
     return ImageText(vision_model, text_model, width=width, num_classes=num_classes)
 
 
-def create_timm(name: str, input_size: int, pretrained: bool, weights: str) -> nn.Module:
+def create_timm(name: str, input_size: int, pretrained: bool | str) -> nn.Module:
     """A network of timm without its classifier: images (B, 3, H, W) to pooled features (B, width)."""
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.partition('.')[0]}*")[:5]
         advice = f"such as {', '.join(near)}" if near else "timm.list_models() names them"
-        raise UserError(f"--model {TIMM}{name}: expected a network of timm {timm.__version__}, {advice}")
+        raise ValueError(f"name {TIMM}{name}: expected a network of timm {timm.__version__}, {advice}")
     settings: dict[str, Any] = {}
     default = timm.get_pretrained_cfg(name)
     if default is not None and default.fixed_input_size:
         settings["img_size"] = input_size
-    if weights:
-        settings["pretrained_cfg_overlay"] = {"file": weights}
-    source = f"--visfinetune {weights}" if weights else "--pretrained" if pretrained else f"--model {TIMM}{name}"
+    source = "pretrained" if pretrained else f"name {TIMM}{name}"
+    if isinstance(pretrained, str) and pretrained:
+        settings["pretrained_cfg_overlay"] = {"file": pretrained}
+        source = f"pretrained {pretrained}"
     try:
-        return timm.create_model(name, pretrained=pretrained or bool(weights), num_classes=0, **settings)
+        return timm.create_model(name, pretrained=bool(pretrained), num_classes=0, **settings)
     except Exception as error:  # timm, its hub and each network raise their own
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise UserError(f"{source}: timm cannot build {name} for {input_size} px images: {reason}") from error
+        raise ValueError(
+            f"{source}: timm cannot build {name} for {input_size} px images: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def pooled_width(vision_model: nn.Module, name: str, input_size: int) -> int:
-    """The width of the features, found by a pass over an empty image, which a wrong image size does not survive."""
+    """The width of the features of an empty image; raises ValueError if the network does not take its size."""
     vision_model.eval()
     try:
         with torch.no_grad():
             features = vision_model(torch.zeros(1, 3, input_size, input_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--input-size {input_size}: {name} does not take such images: {reason}") from error
+        raise ValueError(
+            f"input_size {input_size}: {TIMM}{name} does not take such images: {one_line(error)}"
+        ) from error
     if not isinstance(features, Tensor) or features.ndim != 2:
-        raise UserError(f"--model {name}: expected pooled features (1, width), found none: choose a classifier")
+        raise ValueError(f"name {TIMM}{name}: expected pooled features (1, width), found none: choose a classifier")
     vision_model.train()
     return features.shape[1]
+
+
+def one_line(error: Exception) -> str:
+    """The first 300 characters of an error's message, on one line."""
+    return " ".join(str(error).split())[:300]

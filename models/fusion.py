@@ -1,10 +1,11 @@
-"""The fusion head: one pre-norm transformer block of which only the first token is used (spec section 4)."""
+"""The fusion head: one pre-norm transformer block of which only the first token is used (paper section 4).
+
+docs/method.md derives the form for one token.
+"""
 
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
-
-from utils import UserError
 
 NUM_HEADS = 12
 
@@ -12,18 +13,18 @@ NUM_HEADS = 12
 class FirstTokenAttention(nn.Module):
     """Multi-head attention for one query, that of the first token.
 
-    With a single query the key and value projections need not be applied to every token: q^T (W_k x_j + b_k) is
-    (W_k^T q)^T x_j + q^T b_k, and the probabilities' weighted sum of W_v x_j + b_v is W_v applied to the weighted sum
-    of x_j, plus b_v. The result is that of the textbook form; the cost falls from N * C^2 to N * C * heads.
+    For a single query the key and value projections are not applied to every token: q^T (W_k x_j + b_k) is
+    (W_k^T q)^T x_j + q^T b_k, and the weighted sum of W_v x_j + b_v is W_v applied to the weighted sum of x_j, plus
+    b_v. The result is that of the textbook form; the cost falls from N * C^2 to N * C * heads.
     """
 
     def __init__(self, hidden_dim: int, dropout: float):
         super().__init__()
         if hidden_dim % NUM_HEADS:
             largest = hidden_dim // NUM_HEADS * NUM_HEADS
-            raise UserError(
-                f"--hidden-dim {hidden_dim} is not divisible by the fusion block's {NUM_HEADS} heads: the largest "
-                f"value below it that works is {largest}"
+            raise ValueError(
+                f"hidden_dim is {hidden_dim}: expected a multiple of the fusion block's {NUM_HEADS} heads; "
+                f"{largest or NUM_HEADS} is the {'largest below it' if largest else 'smallest'}"
             )
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.key = nn.Linear(hidden_dim, hidden_dim)
@@ -37,7 +38,7 @@ class FirstTokenAttention(nn.Module):
         query = self.query(x[:, 0]).unflatten(1, (NUM_HEADS, -1))  # (B, heads, d)
         key_weight = self.key.weight.unflatten(0, (NUM_HEADS, -1))  # (heads, d, C)
         key_query = torch.einsum("bhd,hdc->bhc", query, key_weight)  # (B, heads, C)
-        # The same for every token, so the softmax does not see it; it keeps the parameter in the graph.
+        # The same for every token, so it cancels in the softmax; it keeps the parameter in the graph.
         bias = (query * self.key.bias.unflatten(0, (NUM_HEADS, -1))).sum(dim=2, keepdim=True)  # (B, heads, 1)
         logits = (key_query @ x.mT + bias) * query.shape[2] ** -0.5  # (B, heads, N)
         return logits.softmax(dim=2)
@@ -72,6 +73,6 @@ class FusionBlock(nn.Module):
 
 
 def init_xavier(linear: nn.Linear) -> None:
-    """Initial values of the head's linear layers: Xavier uniform, biases normal with std 1e-6 (spec section 4)."""
+    """Initial values of the head's linear layers: Xavier uniform, biases normal with std 1e-6."""
     nn.init.xavier_uniform_(linear.weight)
     nn.init.normal_(linear.bias, std=1e-6)

@@ -201,15 +201,15 @@ def create_model(name: str, **settings: Any) -> Any:
     Args:
         name: "lora", called as `model(images, word_ids, word_mask)`; "lora_v" and "pvt", called as `model(images)`; or
             a baseline of `models.baselines`.
-        settings: `num_classes` (7), and what the network's builder takes: see `models.lora.build_lora`.
+        settings: `num_classes` (7), and what the network's builder takes: see `models.lora.build_parts`.
 
     Raises:
         ValueError: an unknown name, or a value that does not fit; the message begins with the parameter's name.
     """
-    if name in ("lora", "lora_v", "pvt"):
-        from models.lora import create_model as build
-
-        return build(name, **settings)
-    from models.baselines import create_baseline
-
-    return create_baseline(name, **{"input_size": 448, **settings})
+    network = get_network(name, texts=settings.get("texts", False))
+    for key, value in settings.items():
+        if key in SETTINGS and not SETTINGS[key].fits(value):
+            raise ValueError(f"{key} is {value!r}: expected {SETTINGS[key].expected}")
+    if name.startswith(TIMM):
+        settings["name"] = name.removeprefix(TIMM)
+    return network.build(**settings)

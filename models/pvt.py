@@ -1,18 +1,27 @@
-"""Pyramid Vision Transformer, version 1 (Wang et al., ICCV 2021): the blocks of LORA's backbone (spec section 1).
+"""Pyramid Vision Transformer, version 1 (Wang et al., ICCV 2021): LORA's backbone (paper section 4).
+
+Alone it is a classifier: what the backbone is pretrained as, and what LORA is compared with. docs/method.md says what
+the paper leaves open.
 
 Shapes: B images, C channels of a stage, N tokens of a stage (class token included), M reduced key/value tokens.
 """
 
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import AttentionMap, attend
 
-BASE_IMAGE_SIZE = 224  # pixels; the position embeddings have one vector a grid cell of this size
+BASE_IMAGE_SIZE = 224  # pixels; the position embeddings have one vector for each grid cell of this size
+STRIDE = 32  # pixels of the image along a side of one cell of stage 4's grid
 # Elements of the MLP's hidden layer that are made at a time on a CPU without gradient: few enough for its cache.
 HIDDEN_ELEMENTS = 2**19
 
@@ -29,11 +38,8 @@ class PVTConfig:
     patch_sizes: tuple[int, int, int, int] = (4, 2, 2, 2)
 
     def base_grid(self, stage: int) -> int:
-        """Grid cells a side of stage 0 to 3 for a 224 px image: 56, 28, 14, 7."""
-        stride = 1
-        for patch_size in self.patch_sizes[: stage + 1]:
-            stride *= patch_size
-        return BASE_IMAGE_SIZE // stride
+        """Grid cells along a side in stage 0 to 3 for a 224 px image: 56, 28, 14, 7."""
+        return BASE_IMAGE_SIZE // math.prod(self.patch_sizes[: stage + 1])
 
 
 BACKBONES = {
@@ -170,3 +176,168 @@ def init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
+
+
+class PVT(nn.Module):
+    """Images (B, 3, H, W) to logits (B, num_classes), by a linear layer on stage 4's class token.
+
+    The parameters have the names of the published PVT checkpoints, so that checkpoints of it serve as LORA's backbone.
+
+    Args:
+        config: widths and depths.
+        num_classes: 0 for no classifier.
+        drop: dropout on embedded tokens, on the attention's output and in the MLP.
+        drop_path: stochastic depth of the last block.
+        class_tokens: 1 for each of the four stages that has a class token.
+        projections: makes the modules of stage 0 to 3 that are registered before its patch embedding, by name.
+    """
+
+    def __init__(
+        self,
+        config: PVTConfig,
+        *,
+        num_classes: int,
+        drop: float,
+        drop_path: float,
+        class_tokens: Sequence[int] = (0, 0, 0, 1),
+        projections: Callable[[int], Mapping[str, nn.Module]] = lambda stage: {},
+    ):
+        super().__init__()
+        self.config = config
+        self.class_tokens = tuple(class_tokens)
+        self.grad_checkpointing = False
+        self.pos_drop = nn.Dropout(drop)
+        # Parameters are registered in the published order, which the optimizer state of a checkpoint refers to.
+        for stage, dim in enumerate(config.embed_dims):
+            if stage < 3 and class_tokens[stage]:
+                self.register_parameter(f"cls_token{stage + 1}", nn.Parameter(torch.zeros(1, 1, dim)))
+            cells = config.base_grid(stage) ** 2 + (stage == 3)
+            self.register_parameter(f"pos_embed{stage + 1}", nn.Parameter(torch.zeros(1, cells, dim)))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dims[3]))
+        all_blocks = build_blocks(config, drop=drop, drop_path=drop_path)
+        for stage, dims in enumerate(itertools.pairwise((3, *config.embed_dims))):
+            for name, module in projections(stage).items():
+                self.add_module(name, module)
+            self.add_module(f"patch_embed{stage + 1}", PatchEmbed(config.patch_sizes[stage], *dims))
+            self.add_module(f"block{stage + 1}", all_blocks[stage])
+        self.norm = nn.LayerNorm(config.embed_dims[3], eps=1e-6)
+        for parameter in self.parameters(recurse=False):  # class tokens and position embeddings
+            trunc_normal_(parameter, std=0.02)
+        self.apply(init_linear)
+        self.head = nn.Linear(config.embed_dims[3], num_classes) if num_classes else nn.Identity()
+        init_linear(self.head)
+
+    def has_class_token(self, stage: int) -> bool:
+        """Whether stage 0 to 3 has a class token."""
+        return bool(self.class_tokens[stage])
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training keeps only each block's input and computes the rest again for the gradient.
+
+        Results and gradients stay the same, dropout and stochastic depth included; memory falls, time rises.
+        """
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """The layers of the network, for timm's layer-wise learning rates."""
+        return layer_matcher(self)
+
+    def embed(self, x: Tensor, stage: int) -> tuple[Tensor, tuple[int, int]]:
+        """A stage's embedded tokens (B, N, C), the class token first if it has one, and the grid of its patches."""
+        x, grid = self.get_submodule(f"patch_embed{stage + 1}")(x)
+        position = self.get_parameter(f"pos_embed{stage + 1}")  # (1, cells, C)
+        if not self.has_class_token(stage):
+            return self.pos_drop(x + interpolate_position_embedding(position, grid)), grid
+        if stage == 3:
+            token, cells = self.cls_token, position[:, 1:]
+        else:  # the class token shares slot 0 with the first patch: the position embedding is that of plain PVT
+            token, cells = self.get_parameter(f"cls_token{stage + 1}"), position
+        position = torch.cat([position[:, :1], interpolate_position_embedding(cells, grid)], dim=1)  # (1, N, C)
+        x = torch.cat([token.expand(x.shape[0], -1, -1), x], dim=1) + position  # (B, N, C)
+        return self.pos_drop(x), grid
+
+    def forward_stage(self, x: Tensor, stage: int) -> tuple[Tensor, Tensor, list[AttentionMap]]:
+        """Runs stage 0 to 3 on images or the map of the stage before, (B, C_in, H, W).
+
+        Returns:
+            The patches as a map (B, C, H', W'), the class token (B, 0 or 1, C), and with a class token the attention
+            map of each block.
+        """
+        x, grid = self.embed(x, stage)
+        maps = []
+        for block in self.get_submodule(f"block{stage + 1}"):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x, attention = checkpoint(block, x, grid, use_reentrant=False)
+            else:
+                x, attention = block(x, grid)
+            if self.has_class_token(stage):
+                maps.append(attention)
+        class_token, patches = x.tensor_split([x.shape[1] - grid[0] * grid[1]], dim=1)
+        return patches.transpose(1, 2).unflatten(2, grid), class_token, maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, num_classes).
+
+        Raises:
+            ValueError: sides that are not multiples of 32.
+        """
+        check_sides(images.shape[2], images.shape[3])
+        x = images
+        for stage in range(4):
+            x, class_token, _ = self.forward_stage(x, stage)
+        return self.head(self.norm(class_token[:, 0]))
+
+
+def build_pvt(*, num_classes: int = 7, backbone: str = "pvt_small", drop: float = 0.0, drop_path: float = 0.1) -> PVT:
+    """Builds PVT as a classifier; `backbone` is a name of `BACKBONES`."""
+    return PVT(find_config(backbone), num_classes=num_classes, drop=drop, drop_path=drop_path)
+
+
+def find_config(backbone: str) -> PVTConfig:
+    """The widths and depths of a backbone; raises ValueError for an unknown name."""
+    if backbone not in BACKBONES:
+        raise ValueError(f"backbone is {backbone!r}: expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[backbone]
+
+
+def check_sides(height: int, width: int) -> None:
+    """Raises ValueError unless an image's sides, in pixels, are multiples of 32."""
+    for side in (height, width):
+        if side < STRIDE or side % STRIDE:
+            raise ValueError(
+                f"input_size gives {height} x {width} px images: each side must be a multiple of {STRIDE}; use "
+                f"{max(side // STRIDE, 1) * STRIDE} in place of {side}"
+            )
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """What sees the images in a network: a part of it, or the network itself."""
+    return getattr(model, "vision_model", model)
+
+
+BLOCK = re.compile(r"(?:vision_model\.)?block(\d)\.(\d+)\.")
+STAGE_INPUT = re.compile(r"(?:vision_model\.)?(?:(?:patch_embed|pos_embed|cls_token)(\d)|cls_token$)")
+TEXT_LAYER = re.compile(r"text_model\.encoder\.layer\.(\d+)\.")
+
+
+def layer_matcher(model: nn.Module) -> Callable[[str], int]:
+    """A function from a parameter's name to the number of its layer, as timm's `group_matcher` wants it.
+
+    The backbone's blocks count through all stages from 1; what embeds a stage belongs to the block before it, so that
+    the first stage's embedding is 0. The text encoder's layers count so that its last one has the number of the last
+    block. Everything else (projections, fusion, head) is the layer after the last block.
+    """
+    depths = backbone_of(model).config.depths
+    text_layers = len(model.text_model.encoder.layer) if hasattr(model, "text_model") else 0
+    last = sum(depths)
+
+    def number(name: str) -> int:
+        if block := BLOCK.match(name):
+            return 1 + sum(depths[: int(block[1]) - 1]) + int(block[2])
+        if stage := STAGE_INPUT.match(name):
+            return sum(depths[: int(stage[1] or 4) - 1])  # `cls_token` without a number is stage 4's
+        if layer := TEXT_LAYER.match(name):
+            return max(last - text_layers + 1 + int(layer[1]), 0)
+        return max(last - text_layers, 0) if name.startswith("text_model.embeddings.") else last + 1
+
+    return number

@@ -1,10 +1,10 @@
-"""Local re-attention in row form (paper section 4, spec section 2).
+"""Local re-attention in row form (paper section 4; docs/method.md).
 
 The attention maps P_0 ... P_{K-1} of a stage's K blocks are chained, A = Q_{K-1} ... Q_0, to score the patches by how
-they reach the class token. Only row 0 of A is ever needed, so the chain is taken from the left: a row vector times one
-map at a time. The maps are made again from queries and keys in blocks of rows and never stored, so that memory is
-linear in the number of tokens; the published form multiplies whole maps and keeps one row of the N x N result.
-`models/textbook.py` has that form; both give the same scores.
+they reach the class token. Only row 0 of A is used, so the chain is computed from the left: a row vector times one map
+at a time. The maps are computed again from queries and keys in blocks of rows and never stored, so that memory is
+linear in the number of tokens. The published form multiplies whole maps and keeps one row of the N x N result;
+`models/textbook.py` has it, with the same scores.
 
 Shapes: B images, N query tokens, M key tokens (both with the class token first), d channels a head, G = B * heads.
 """

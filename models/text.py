@@ -1,4 +1,4 @@
-"""The text encoder: BERT, its last four layers averaged (spec section 3)."""
+"""The text encoder: BERT, its last four layers averaged (paper section 4; docs/method.md)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,36 +7,29 @@ import torch
 from pytorch_pretrained_bert import BertConfig, BertModel
 from torch import Tensor
 
-from utils import UserError
-
 MAX_TEXT_TOKENS = 30
 LAYERS_AVERAGED = 4
 
 
-def build_text_model(bert: Mapping[str, Any] | None) -> BertModel:
-    """A BertModel with random weights; `bert` holds fields of its configuration file, None means BERT-base.
+def build_text_model(bert: Mapping[str, Any] | None, *, tunebert: bool = False) -> BertModel:
+    """A BertModel with random weights.
+
+    Args:
+        bert: fields of its configuration file; None means BERT-base.
+        tunebert: whether it learns, all but the pooler, whose output is not used.
 
     Raises:
-        UserError: a field that is missing or a layout that the text features cannot be taken from.
+        ValueError: fewer than four layers, or a width that the heads do not divide.
     """
     fields = BertConfig(30522).to_dict() | dict(bert or {})
-    if fields["num_hidden_layers"] < LAYERS_AVERAGED:
-        raise UserError(
-            f"--bert-model: the text encoder has {fields['num_hidden_layers']} layers, at least {LAYERS_AVERAGED} "
-            "expected: the features are the mean of the last four"
-        )
-    if fields["hidden_size"] % fields["num_attention_heads"]:
-        raise UserError(
-            f"--bert-model: the text encoder's width {fields['hidden_size']} is not divisible by its "
-            f"{fields['num_attention_heads']} attention heads"
-        )
-    return BertModel(BertConfig.from_dict(fields))
-
-
-def freeze_text_model(text_model: BertModel, *, tunebert: bool) -> None:
-    """Sets which parameters learn: all but the pooler, whose output is not used, or none without `tunebert`."""
-    text_model.requires_grad_(tunebert)
+    layers, width, heads = (fields[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
+    if layers < LAYERS_AVERAGED:
+        raise ValueError(f"bert has {layers} layers: expected {LAYERS_AVERAGED} at least, of which the mean is taken")
+    if width % heads:
+        raise ValueError(f"bert has the width {width}: expected a multiple of its {heads} attention heads")
+    text_model = BertModel(BertConfig.from_dict(fields)).requires_grad_(tunebert)
     text_model.pooler.requires_grad_(False)
+    return text_model
 
 
 def text_features(text_model: BertModel, word_ids: Tensor, word_mask: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""LORA and LORA-V in textbook form: the formulas of the specification, written out over a state dict.
+"""LORA and LORA-V in textbook form: the formulas of the paper (section 4) and docs/method.md over a state dict.
 
-Nothing here is fast and nothing is taken from `models/`, which the tests compare with it and the benchmark times
-against it: attention keeps its maps, re-attention multiplies whole maps into N x N matrices, and the fusion block
-computes every token though only the first is used. No dropout, no drop path; gradients flow everywhere but through
-the choice of patches. Float32 and float64.
+This is what the other modules are tested against and timed against. It imports none of them and is not fast: attention
+keeps its maps, re-attention multiplies whole maps into N x N matrices, and the fusion block computes every token though
+only the first is used. It has no dropout and no drop path; only the choice of patches has no gradient. It runs in
+float32 and float64.
 
-Shapes: B images, N tokens of a stage, M reduced key/value tokens, each with the class token where the stage has one;
+Shapes: B images, N tokens of a stage, M reduced key/value tokens, both with the class token if the stage has one;
 C channels of a stage, D of the visual sequence, E of the fusion head.
 """
 
@@ -22,8 +22,8 @@ FUSION_HEADS = 12
 Params = Mapping[str, Tensor]
 
 
-class OracleOutput(NamedTuple):
-    """What a network computes on the way, and its end."""
+class Output(NamedTuple):
+    """The logits, and what leads to them."""
 
     logits: Tensor  # (B, classes)
     visual_tokens: Tensor  # (B, n_visual, D), after the last LayerNorm
@@ -38,11 +38,11 @@ def lora_v_forward(
     locals: Sequence[int],
     heads: Sequence[int] = (1, 2, 5, 8),
     reductions: Sequence[int] = (8, 4, 2, 1),
-) -> OracleOutput:
-    """LORA-V (sections 1, 2 and 4) on images (B, 3, H, W), sides multiples of 32; `params` as in `state_dict.json`."""
+) -> Output:
+    """LORA-V on images (B, 3, H, W), sides multiples of 32; `params` is its state dict."""
     visual, selected = visual_sequence(params, images, alpha=alpha, locals=locals, heads=heads, reductions=reductions)
     tokens = linear(params, "v_proj", visual)  # (B, n_visual, E)
-    return OracleOutput(fusion_head(params, tokens), visual, selected)
+    return Output(fusion_head(params, tokens), visual, selected)
 
 
 def lora_forward(
@@ -54,12 +54,12 @@ def lora_forward(
     locals: Sequence[int],
     heads: Sequence[int] = (1, 2, 5, 8),
     reductions: Sequence[int] = (8, 4, 2, 1),
-) -> OracleOutput:
-    """LORA (section 4) on images (B, 3, H, W) and text features (B, T, C_text): LORA-V with the text joined behind."""
+) -> Output:
+    """LORA on images (B, 3, H, W) and text features (B, T, C_text), which follow the visual tokens."""
     visual, selected = visual_sequence(params, images, alpha=alpha, locals=locals, heads=heads, reductions=reductions)
     tokens = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
     tokens = torch.cat(tokens, dim=1)  # (B, n_visual + T, E)
-    return OracleOutput(fusion_head(params, tokens), visual, selected)
+    return Output(fusion_head(params, tokens), visual, selected)
 
 
 def visual_sequence(
@@ -71,7 +71,7 @@ def visual_sequence(
     heads: Sequence[int],
     reductions: Sequence[int],
 ) -> tuple[Tensor, list[Tensor]]:
-    """The visual tokens (B, n_visual, D) of section 2, and the chosen patches of each re-attention stage."""
+    """The visual tokens (B, n_visual, D), and the patches chosen in each stage with re-attention."""
     feature_map, global_tokens, local_tokens, selected = images, [], [], []
     for stage in (1, 2, 3, 4):
         last_stage = stage == 4
@@ -93,12 +93,12 @@ def visual_sequence(
 
 @torch.no_grad()
 def choose_patches(maps: Sequence[Tensor], count: int, *, last_stage: bool) -> Tensor:
-    """The `count` patches of highest score for each head, in falling order: (B, heads, count) (section 2)."""
+    """The `count` patches with the highest scores of each head, in falling order: (B, heads, count)."""
     return reattention_scores(maps, last_stage=last_stage).topk(count, dim=-1).indices
 
 
 def reattention_scores(maps: Sequence[Tensor], *, last_stage: bool) -> Tensor:
-    """Score of each patch (B, heads, N - 1) by the plain matrix products of section 2.
+    """Score of each patch (B, heads, N - 1) by products of whole maps.
 
     `maps` are the attention maps P_k (B, heads, N, M) of the stage's blocks, at least two outside the last stage.
     """
@@ -120,7 +120,7 @@ def reattention_scores(maps: Sequence[Tensor], *, last_stage: bool) -> Tensor:
 def backbone_stage(
     params: Params, feature_map: Tensor, stage: int, *, num_heads: int, class_token: bool
 ) -> tuple[Tensor, list[Tensor], tuple[int, int]]:
-    """One stage of section 1: tokens (B, N, C), the maps of its blocks where there is a class token, the grid."""
+    """One stage of PVT: tokens (B, N, C), the maps of its blocks if it has a class token, and the grid."""
     x, grid = embed(params, feature_map, stage, class_token=class_token)
     maps = []
     for block in range(stage_depth(params, stage)):
@@ -135,7 +135,7 @@ def backbone_stage(
 
 
 def stage_depth(params: Params, stage: int) -> int:
-    """Number of blocks of a stage, counted among the parameters."""
+    """Number of blocks of a stage, counted in the parameters."""
     depth = 0
     while f"vision_model.block{stage}.{depth}.norm1.weight" in params:
         depth += 1
@@ -143,7 +143,7 @@ def stage_depth(params: Params, stage: int) -> int:
 
 
 def embed(params: Params, feature_map: Tensor, stage: int, *, class_token: bool) -> tuple[Tensor, tuple[int, int]]:
-    """Patch, position and class embedding of a stage (section 1): tokens (B, N, C) and the grid of the patches."""
+    """Patch, position and class embedding of a stage: tokens (B, N, C) and the grid of the patches."""
     name = f"vision_model.patch_embed{stage}"
     weight = params[f"{name}.proj.weight"]
     x = F.conv2d(feature_map, weight, params[f"{name}.proj.bias"], stride=weight.shape[-1])  # (B, C, H, W)
@@ -159,7 +159,7 @@ def embed(params: Params, feature_map: Tensor, stage: int, *, class_token: bool)
 
 
 def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embedding (1, side * side, C) brought to a grid: (1, H * W, C), bilinear (section 1)."""
+    """Position embedding (1, side * side, C) resized to a grid, bilinear: (1, H * W, C)."""
     side = math.isqrt(positions.shape[1])
     if grid == (side, side):
         return positions
@@ -170,7 +170,7 @@ def resized_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 def reduced_attention(
     params: Params, name: str, x: Tensor, grid: tuple[int, int], *, num_heads: int
 ) -> tuple[Tensor, Tensor]:
-    """Spatial-reduction attention of section 1: its output (B, N, C) and its map P (B, heads, N, M)."""
+    """Spatial-reduction attention of PVT: its output (B, N, C) and its map P (B, heads, N, M)."""
     q = split_heads(linear(params, f"{name}.q", x), num_heads)  # (B, heads, N, C / heads)
     key, value = linear(params, f"{name}.kv", reduced_tokens(params, name, x, grid)).chunk(2, dim=-1)  # (B, M, C)
     mixed, attention = softmax_attention(q, split_heads(key, num_heads), split_heads(value, num_heads))
@@ -178,7 +178,7 @@ def reduced_attention(
 
 
 def reduced_tokens(params: Params, name: str, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The tokens that give key and value, (B, M, C): patches reduced by a convolution, class token in front."""
+    """The tokens that keys and values are made of, (B, M, C): the class token, and patches reduced by a convolution."""
     if f"{name}.sr.weight" not in params:
         return x
     num_class_tokens = x.shape[1] - grid[0] * grid[1]
@@ -196,7 +196,7 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fusion_head(params: Params, tokens: Tensor) -> Tensor:
-    """Logits (B, classes) from projected tokens (B, T, E): one pre-norm block over all tokens (section 4)."""
+    """Logits (B, classes) from projected tokens (B, T, E): one pre-norm block over all tokens."""
     x = tokens + params["pos_embed"]
     normed = layer_norm(params, "fusion_model.attention_norm", x, eps=1e-6)
     names = [f"fusion_model.attn.{role}" for role in ("query", "key", "value")]
@@ -222,10 +222,10 @@ def layer_norm(params: Params, name: str, x: Tensor, *, eps: float) -> Tensor:
 
 
 def mlp(params: Params, name: str, x: Tensor) -> Tensor:
-    """Two linear layers with the exact GELU between (sections 1 and 4)."""
+    """Two linear layers with the exact GELU between."""
     return linear(params, f"{name}.fc2", F.gelu(linear(params, f"{name}.fc1", x)))
 
 
 def perceptron(params: Params, name: str, x: Tensor) -> Tensor:
-    """Two linear layers with ReLU between, which bring a stage's tokens to D channels (section 2)."""
+    """Two linear layers with ReLU between, which bring a stage's tokens to D channels."""
     return linear(params, f"{name}.2", F.relu(linear(params, f"{name}.0", x)))

@@ -1,7 +1,6 @@
 """What the command line is made of: its parser and the types of its values."""
 
 import argparse
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from models import get_network

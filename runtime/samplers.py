@@ -1,7 +1,6 @@
 """Which process sees which sample when: repeated augmentation in training, whole batches in evaluation."""
 
 from collections.abc import Callable, Iterator, Sized
-
 from typing import Any
 
 import numpy as np

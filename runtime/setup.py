@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader
 
 from datasets import StickerDataset, build_dataset, build_transform
 from engine import Precision
-from models import TIMM, Network, get_network
+from models import SETTINGS, TIMM, Network, get_network
+from models.pvt import backbone_of
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
 from readers.tokenizer import Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from runtime.weights import Start, build_model, check_classes, read_start, resolve_resume
-from utils import Processes, UserError, failing_together, make_deterministic, print0, set_seeds
+from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
 
@@ -132,7 +133,7 @@ def build_run(options: Namespace, processes: Processes) -> Run:
         check_classes(options, start, class_names)
         model = build_model(options, network, start, len(class_names)).to(processes.device)
         precision = build_precision(options, processes.device)
-        prepare_model(options, model, precision)
+        prepare_model(options, network, model, precision)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print0(f"{options.model}: {learning:,} parameters learn, on {processes.world_size} x {processes.device}")
     return Run(options, network, processes, precision, model, start, data, describe_run(vars(options)))
@@ -147,11 +148,10 @@ def build_precision(options: Namespace, device: torch.device) -> Precision:
     return Precision(device, getattr(torch, name), memory_format)
 
 
-def prepare_model(options: Namespace, model: nn.Module, precision: Precision) -> None:
+def prepare_model(options: Namespace, network: Network, model: Any, precision: Precision) -> None:
     """How the model computes, which changes no result beyond rounding: layout, checkpointing, compilation."""
     model.to(memory_format=precision.memory_format)
-    is_pyramid = get_network(options.model).is_pyramid
-    backbone = getattr(model, "vision_model", model if is_pyramid else None)  # bert and majority see no image
+    backbone = backbone_of(model) if network.reads_images else None
     if options.grad_checkpointing and backbone is not None:
         try:
             backbone.set_grad_checkpointing(True)
@@ -164,7 +164,8 @@ def prepare_model(options: Namespace, model: nn.Module, precision: Precision) ->
 def check_options(options: Namespace, network: Network) -> None:
     """Raises UserError for options that do not go together, before anything is read or written."""
     if network.is_pyramid:
-        check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
+        with naming_flags(SETTINGS):
+            check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
     check_model(options, network)
     if options.eval and not options.resume:
         raise UserError("--eval evaluates a checkpoint: name it with --resume")

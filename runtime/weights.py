@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Network, create_model
-from models.pvt import interpolate_position_embedding
+from models import SETTINGS, TIMM, Network, create_model
+from models.pvt import backbone_of, interpolate_position_embedding
 from readers.checkpoint import load_state, newest_checkpoint, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from readers.text_encoder import load_text_encoder
 from readers.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
-from utils import Processes, UserError, failing_together, gather, print0
+from utils import Processes, UserError, failing_together, gather, naming_flags, print0
 
 CLASS_TOKEN_STAGE = 4  # its position embedding has one more vector, in front, for the class token
 
@@ -124,9 +124,12 @@ def build_model(options: Namespace, network: Network, start: Start, num_classes:
     settings = {name: getattr(options, name) for name in (*network.settings, *network.rates)}
     if network.reads_text:
         settings["bert"] = start.bert_config
-    if network.name.startswith("timm/") and start.checkpoint is None:
-        settings |= {"pretrained": options.pretrained, "weights": options.visfinetune}
-    model = create_model(network.name, num_classes=num_classes, **settings)
+    flags = {"bert": "--bert-model", "name": "--model", "pretrained": "--pretrained"}
+    if network.name.startswith(TIMM) and start.checkpoint is None:
+        settings["pretrained"] = options.visfinetune or options.pretrained
+        flags["pretrained"] = "--visfinetune" if options.visfinetune else "--pretrained"
+    with naming_flags(SETTINGS, **flags):
+        model = create_model(network.name, num_classes=num_classes, **settings)
     if start.checkpoint is None:
         load_pretrained(options, network, start, model)
     else:
@@ -141,7 +144,7 @@ def load_pretrained(options: Namespace, network: Network, start: Start, model: n
         print0(load_state(model.text_model, start.text_state, source, may_lack=is_pooler))
         start.text_state = None
     if options.visfinetune and network.is_pyramid:
-        backbone, source = getattr(model, "vision_model", model), f"--visfinetune {options.visfinetune}"
+        backbone, source = backbone_of(model), f"--visfinetune {options.visfinetune}"
         state = read_checkpoint(options.visfinetune, "--visfinetune").model
         state, interpolated = fit_position_embeddings(state, backbone.state_dict())
         print0(load_state(backbone, state, source, may_lack=is_new, may_leave=is_head) + interpolated)

@@ -10,12 +10,10 @@ import torch
 
 from inference.predictor import load_predictor
 from models import create_model
-from models.baselines import create_baseline
 from readers.annotations import SER_NAMES, read_ser
 from runtime.reports import read_predictions
 from tests.conftest import BERT, SMALL
 from tests.test_main import run_here
-from utils import UserError
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 WORDS = [torch.tensor([[101, 2000, 102], [101, 3000, 102]]), torch.ones(2, 3, dtype=torch.long)]
@@ -23,7 +21,7 @@ WORDS = [torch.tensor([[101, 2000, 102], [101, 3000, 102]]), torch.ones(2, 3, dt
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "vit_tiny_patch16_224", "pvt_v2_b0"])
 def test_any_network_of_timm_classifies(name):
-    model = create_baseline(f"timm/{name}", num_classes=5, input_size=64).eval()
+    model = create_model(f"timm/{name}", num_classes=5, input_size=64).eval()
     logits = model(IMAGES)
     assert logits.shape == (2, 5)
     assert not torch.equal(logits[0], logits[1])
@@ -31,14 +29,14 @@ def test_any_network_of_timm_classifies(name):
 
 def test_image_and_text_features_are_concatenated():
     torch.manual_seed(0)
-    model = create_baseline("timm/test_resnet", num_classes=5, input_size=64, texts=True, bert=BERT).eval()
+    model = create_model("timm/test_resnet", num_classes=5, input_size=64, texts=True, bert=BERT).eval()
     expected = torch.cat([model.vision_model(IMAGES), model.encode_text(*WORDS)[:, 0]], dim=1)
     torch.testing.assert_close(model(IMAGES, *WORDS), model.head(expected))
     torch.testing.assert_close(model(IMAGES, text_features=model.encode_text(*WORDS)), model.head(expected))
 
 
 def test_text_alone_sees_no_image():
-    model = create_baseline("bert", num_classes=5, input_size=64, bert=BERT).eval()
+    model = create_model("bert", num_classes=5, bert=BERT).eval()
     torch.testing.assert_close(model(IMAGES, *WORDS), model(-IMAGES, *WORDS))
     assert not any(parameter.requires_grad for parameter in model.text_model.parameters())
 
@@ -55,15 +53,17 @@ def test_weights_of_a_file_enter_the_network(tmp_path, suffix):
 
         save_file(whole.state_dict(), path)
     size = whole.patch_embed.img_size[0]
-    model = create_baseline("timm/test_vit", num_classes=5, input_size=size, weights=str(path))
+    model = create_model("timm/test_vit", num_classes=5, input_size=size, pretrained=str(path))
     torch.testing.assert_close(model.vision_model.blocks[0].mlp.fc1.weight, whole.blocks[0].mlp.fc1.weight)
 
 
 def test_what_cannot_be_built_is_said(tmp_path):
-    with pytest.raises(UserError, match="--model timm/resnet5: expected a network of timm"):
-        create_baseline("timm/resnet5", num_classes=5, input_size=64)
-    with pytest.raises(UserError, match=r"--visfinetune .*none.pth: timm cannot build test_vit"):
-        create_baseline("timm/test_vit", num_classes=5, input_size=160, weights=str(tmp_path / "none.pth"))
+    with pytest.raises(ValueError, match="^name timm/resnet5: expected a network of timm"):
+        create_model("timm/resnet5", num_classes=5, input_size=64)
+    with pytest.raises(ValueError, match=r"^pretrained .*none.pth: timm cannot build test_vit"):
+        create_model("timm/test_vit", num_classes=5, input_size=160, pretrained=str(tmp_path / "none.pth"))
+    with pytest.raises(ValueError, match=r"^input_size 72: timm/test_vit does not take such images"):
+        create_model("timm/test_vit", num_classes=5, input_size=72)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,10 @@ def test_the_majority_needs_no_training(sticker_set, tmp_path):
         (["--model", "majority", "--visfinetune", "w.pth"], "--model majority sees no image"),
         (["--model", "timm/dla46_c", "--grad-checkpointing"], "timm/dla46_c cannot do it"),
         (["--tokens", "some"], "invalid choice: 'some'"),
+        (["--hidden-dim", "100"], "--hidden-dim is 100: expected a multiple of the fusion block's 12 heads"),
+        (["--alpha", "10"], "--alpha 10 is too large for 64 x 64 px images"),
+        (["--model", "timm/resnet5"], "--model timm/resnet5: expected a network of timm"),
+        (["--model", "timm/test_vit", "--visfinetune", "none.pth"], "--visfinetune none.pth: timm cannot build"),
     ],
 )
 def test_flags_that_do_not_go_together(sticker_set, tmp_path, flags, message):

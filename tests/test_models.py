@@ -1,5 +1,7 @@
 """What holds for the networks as a whole: gradients everywhere, switches that change nothing, compiled graphs."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,14 +10,16 @@ from torch import nn
 from models import create_model, pvt
 from models.pvt import PatchConv, mlp_in_rows
 from tests import golden_inputs
-from tests.conftest import BERT
+from tests.conftest import BERT, run_process
 
 LOCALS = [(1, 1, 1, 0), (0, 1, 1, 0), (0, 0, 1, 0), (1, 0, 0, 0), (0, 0, 0, 0)]
 
 
 def small_model(name="lora_v", **settings):
     torch.manual_seed(0)
-    settings = {"backbone": "pvt_demo", "hidden_dim": 48, "alpha": 2, "bert": BERT} | settings
+    settings = {"backbone": "pvt_demo", "hidden_dim": 48, "alpha": 2} | settings
+    if name == "lora":
+        settings["bert"] = BERT
     return create_model(name, **settings)
 
 
@@ -32,10 +36,10 @@ def gradients(model, *inputs):
 
 
 @pytest.mark.parametrize("locals_", LOCALS)
-@pytest.mark.parametrize(("name", "tunebert"), [("lora_v", False), ("lora", False), ("lora", True)])
-def test_every_parameter_that_learns_gets_a_gradient(name, tunebert, locals_):
+@pytest.mark.parametrize(("name", "settings"), [("lora_v", {}), ("lora", {}), ("lora", {"tunebert": True})])
+def test_every_parameter_that_learns_gets_a_gradient(name, settings, locals_):
     """DistributedDataParallel waits for each of them, unless it is told to search."""
-    model = small_model(name, locals=locals_, tunebert=tunebert).train()
+    model = small_model(name, locals=locals_, **settings).train()
     inputs = (small_images(), *(golden_inputs.golden_texts(0, 2) if name == "lora" else ()))
     F.cross_entropy(model(*inputs), torch.tensor([0, 1])).backward()
     for parameter_name, parameter in model.named_parameters():
@@ -80,6 +84,30 @@ def test_text_features_take_the_place_of_the_text():
         features = model.encode_text(ids, mask)
         model.text_model = nn.Identity()  # not called
         assert torch.equal(model(small_images(), text_features=features), expected)
+
+
+@pytest.mark.parametrize("name", ["lora_v", "lora"])
+def test_given_patches_take_the_place_of_the_networks_choice(name):
+    """Given its own choice, it computes the same; given other patches, its sequence has those."""
+    model, images = small_model(name).double().eval(), small_images().double()
+    text = golden_inputs.golden_texts(0, 2) if name == "lora" else ()
+    with torch.no_grad():
+        own = model.forward_features(images)
+        assert torch.equal(model(images, *text, selected=own.selected), model(images, *text))
+        for scores, patches in zip(own.scores, own.selected, strict=True):
+            assert torch.equal(scores.topk(patches.shape[2]).indices, patches)
+        turned = [patches.flip(2) for patches in own.selected]
+        other = model.forward_features(images, turned)
+        assert all(torch.equal(*pair) for pair in zip(other.scores, own.scores, strict=True))
+        assert all(torch.equal(*pair) for pair in zip(other.selected, turned, strict=True))
+        first = turned[0].shape[2]  # stage 1 has one head, whose patches end the sequence
+        torch.testing.assert_close(other.tokens[:, -first:].flip(1), own.tokens[:, -first:], rtol=0, atol=0)
+        assert not torch.equal(model(images, *text, selected=turned), model(images, *text))
+
+
+def test_records_are_read_without_torch():
+    finished = run_process(sys.executable, "-c", "import sys, models; sys.exit('torch' in sys.modules)")
+    assert finished.code == 0, finished.output
 
 
 def test_channels_last_changes_no_result():

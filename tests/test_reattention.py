@@ -12,7 +12,6 @@ from models.attention import attend
 from models.fusion import FusionBlock
 from models.pvt import BACKBONES
 from tests import golden_inputs
-from utils import UserError
 
 
 def random_maps(num_blocks, queries, keys, *, with_logsumexp=True, dtype=torch.float64):
@@ -160,14 +159,16 @@ def test_attention_dropout_drops_probabilities():
 @pytest.mark.parametrize(
     ("settings", "size", "message"),
     [
-        ({"locals": [1, 1, 1, 1]}, (96, 96), "--locals.*fourth.*1 1 1 0"),
-        ({"locals": [1, 1]}, (96, 96), "--locals.*four entries"),
-        ({"alpha": 10}, (96, 96), "--alpha 10.*largest value that works is 9"),
-        ({"alpha": 0}, (96, 96), "--alpha"),
-        ({"alpha": 1}, (100, 96), "--input-size.*multiple of 32.*96"),
-        ({"alpha": 1}, (16, 96), "--input-size.*at least 32"),
-        ({"hidden_dim": 100}, (96, 96), "--hidden-dim 100.*96"),
-        ({"backbone": "pvt_huge"}, (96, 96), "--backbone 'pvt_huge'.*pvt_small"),
+        ({"locals": [1, 1, 1, 1]}, (96, 96), "locals is .1, 1, 1, 1.: .*the fourth 0"),
+        ({"locals": [1, 1]}, (96, 96), "locals .*four entries"),
+        ({"alpha": 10}, (96, 96), "alpha 10 .*largest value that works is 9"),
+        ({"alpha": 0}, (96, 96), "alpha is 0: expected a positive integer"),
+        ({"tokens": "some"}, (96, 96), "tokens is 'some': expected one of both, global"),
+        ({"alpha": 1}, (100, 96), "input_size .*multiple of 32; use 96 in place of 100"),
+        ({"alpha": 1}, (96, 16), "input_size .*multiple of 32; use 32 in place of 16"),
+        ({"hidden_dim": 100}, (96, 96), "hidden_dim is 100: .*; 96 is the largest below it"),
+        ({"hidden_dim": 8}, (96, 96), "hidden_dim is 8: .*; 12 is the smallest"),
+        ({"backbone": "pvt_huge"}, (96, 96), "backbone is 'pvt_huge': .*pvt_small"),
     ],
 )
 def test_what_does_not_fit_is_named(settings, size, message):
@@ -175,5 +176,5 @@ def test_what_does_not_fit_is_named(settings, size, message):
         model = create_model("lora_v", **({"backbone": "pvt_demo"} | settings))
         model(torch.zeros(1, 3, *size))
 
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         build_and_run()

@@ -124,7 +124,7 @@ def test_partial_encoder_lists_what_is_missing(old_layout):
 
 
 def test_encoder_with_too_few_layers_is_named():
-    with pytest.raises(UserError, match="--bert-model.*3 layers"):
+    with pytest.raises(ValueError, match="^bert has 3 layers"):
         create_model("lora", backbone="pvt_demo", bert=BERT | {"num_hidden_layers": 3})
 
 

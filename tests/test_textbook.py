@@ -1,4 +1,4 @@
-"""The oracle itself: against the published numbers, and where those do not reach, against what must hold."""
+"""The textbook form: against the published numbers, and for what they do not cover against what must hold."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_loss_and_gradients_are_the_published_ones():
 
 @pytest.mark.parametrize("depth", [2, 3, 4, 5, 6])
 def test_scores_are_the_product_of_alternately_transposed_maps(depth):
-    """Section 2, "the same said shorter", from the left: one row times one map at a time."""
+    """The alternating form of docs/method.md, from the left: one row times one map at a time."""
     generator = torch.Generator().manual_seed(depth)
     maps = [torch.rand(2, 3, 13, 5, dtype=torch.float64, generator=generator).softmax(-1) for _ in range(depth)]
     factors = [attention if k % 2 else attention.mT for k, attention in enumerate(maps)]

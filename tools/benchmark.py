@@ -40,7 +40,7 @@ from tools.benchmark_measure import (
 )
 from tools.benchmark_rows import VARIANTS, Setting, build_step, row_names
 from tools.benchmark_table import format_results
-from utils import UserError
+from utils import UserError, naming_flags
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -100,7 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
 def check(options: argparse.Namespace) -> None:
     """Raises UserError for flags that do not go together."""
     for size in options.size:
-        check_image_size(size, size, options.alpha)
+        with naming_flags(("alpha", "input_size")):
+            check_image_size(size, size, options.alpha)
     for batch_size in options.batch_size:
         if batch_size != "max" and not (batch_size.isdigit() and int(batch_size)):
             raise UserError(f"--batch-size {batch_size}: expected a number of images or max")

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import create_model, textbook
+from models import create_model, get_network, textbook
+from models.pvt import backbone_of
 from models.text import text_features
 
 NUM_CLASSES = 7
@@ -33,18 +34,21 @@ class Setting:
     device: str
     mode: str  # "forward" or "training"
 
-    @property
-    def network(self) -> dict[str, Any]:
-        """The settings that a model is created with."""
-        return {"locals": self.locals, "alpha": self.alpha, "backbone": self.backbone, "num_classes": NUM_CLASSES}
+    def create(self, model: str) -> nn.Module:
+        """A network with the settings that it takes."""
+        settings = {name: getattr(self, name) for name in ("backbone", "alpha", "locals")}
+        known = get_network(model).settings
+        return create_model(
+            model, num_classes=NUM_CLASSES, **{name: value for name, value in settings.items() if name in known}
+        )
 
 
 class Textbook(nn.Module):
-    """Re-attention and fusion as the paper writes them: the tests' oracle on the network's own parameters."""
+    """Re-attention and fusion as the paper writes them: `models.textbook` on the network's own parameters."""
 
     def __init__(self, setting: Setting):
         super().__init__()
-        self.network = create_model(setting.model, **setting.network)
+        self.network = setting.create(setting.model)
         heads = self.network.vision_model.config.num_heads
         self.settings = {"alpha": setting.alpha, "locals": setting.locals, "heads": heads}
 
@@ -62,7 +66,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, setting: Setting):
         super().__init__()
-        self.text_model = create_model("lora", **setting.network).text_model
+        self.text_model = setting.create("lora").text_model
 
     def forward(self, images: Tensor, *text: Tensor) -> Tensor:
         """Word ids and mask to features; the images are not looked at."""
@@ -86,9 +90,9 @@ def build_network(row: str, setting: Setting) -> nn.Module:
     if name == "textbook":
         return Textbook(setting)
     if name == "backbone":
-        return create_model("pvt", **setting.network)  # the limit: no re-attention, no local tokens, no fusion
+        return setting.create("pvt")  # the limit: no re-attention, no local tokens, no fusion
     if name in ("ours", "lora_v"):
-        return create_model(setting.model if name == "ours" else "lora_v", **setting.network)
+        return setting.create(setting.model if name == "ours" else "lora_v")
     return timm.create_model(name, num_classes=NUM_CLASSES)
 
 
@@ -102,7 +106,7 @@ def build_step(row: str, setting: Setting) -> Step:
         network = network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     if row.endswith("checkpointing"):
-        network.vision_model.set_grad_checkpointing(True)
+        backbone_of(network).set_grad_checkpointing(True)
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if row.endswith("compiled"):
         network = torch.compile(network, dynamic=False)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/export.py` finds the project's modules
 
 from inference.predictor import Predictor, load_predictor
-from models.baselines import is_baseline
+from models import get_network
 from runtime import model_card
 from tools import export_check, export_files
 from utils import UserError, printable, write_whole
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if format == "onnx":
         export_files.check_installed()
     predictor = load_predictor(options.checkpoint, device="cpu", bert_model=options.bert_model)
-    if is_baseline(predictor.name):
+    if not get_network(predictor.name).is_pyramid:
         raise UserError(f"{printable(options.checkpoint)}: found {predictor.name}: expected lora, lora_v or pvt")
     content, account = export(predictor, format, options.check)
     card = model_card.card(predictor, options.checkpoint, options.output.name, format, account)

@@ -1,28 +1,26 @@
 """Compares an exported program with PyTorch on pictures, in batches of 1 and 3.
 
-Re-attention takes the patches with the largest scores, in their order. Where scores are nearly equal, rounding decides,
-so that two programs that compute the same may take other patches, and their logits then differ in the third digit. (So
-do PyTorch's own on another processor.) Two things are therefore compared, and both must hold:
+Re-attention takes the patches with the largest scores, in their order. If scores are nearly equal, rounding decides:
+two programs that compute the same may take different patches, and their logits then differ in the third digit, as do
+PyTorch's own on another processor. Therefore two things are compared, and both must hold:
 
-- the logits with PyTorch's for the patches that the program took: what is left is rounding, at most `TOLERANCE` times
-  the largest logit (times 1 where that is smaller);
+- the logits with PyTorch's for the patches that the program took: only rounding remains, at most `TOLERANCE` times the
+  largest logit, or `TOLERANCE` itself if that is below 1;
 - PyTorch's scores of the patches that the program took with the best ones, one by one: at most `SCORE_TOLERANCE` apart,
   as a share of the better one.
 
-How far the logits are apart as they are is told as well.
+The difference of the logits as they are is reported too.
 """
 
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, fx
 
-import models.vision
 from inference.predictor import Predictor
 from tools.export_files import OUTPUT_NAME, quiet
 from utils import UserError, printable
@@ -49,7 +47,7 @@ class Comparison(NamedTuple):
 
     @property
     def is_good(self) -> bool:
-        """Whether the program computes what PyTorch does, but for rounding."""
+        """Whether the program computes what PyTorch does, apart from rounding."""
         return self.difference <= TOLERANCE * self.scale and self.score_gap <= SCORE_TOLERANCE  # False for NaN
 
     def __str__(self) -> str:
@@ -67,13 +65,13 @@ class Comparison(NamedTuple):
 
 def compare(predictor: Predictor, run: Runner, batches: Sequence[Sequence[Tensor]]) -> Comparison:
     """Compares a program with the predictor's network on batches of inputs."""
-    found = [compare_batch(predictor, run, inputs) for inputs in batches]
-    columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*found, strict=True)]
+    comparisons = [compare_batch(predictor, run, inputs) for inputs in batches]
+    columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*comparisons, strict=True)]
     images, scale, difference, plain, gap, others, patches, predictions = columns
     return Comparison(
         images=int(images.sum()),
         scale=scale.max().item(),
-        difference=difference.max().item(),  # NaN where one is
+        difference=difference.max().item(),  # NaN if one is
         plain_difference=plain.max().item(),
         score_gap=gap.max().item(),
         other_patches=int(others.sum()),
@@ -82,43 +80,32 @@ def compare(predictor: Predictor, run: Runner, batches: Sequence[Sequence[Tensor
     )
 
 
+@torch.inference_mode()
 def compare_batch(predictor: Predictor, run: Runner, inputs: Sequence[Tensor]) -> Comparison:
     """Compares a program with the predictor's network on one batch."""
     logits, selected = run(inputs)
-    own, own_selected, _ = logits_for(predictor, inputs, None)
-    given, _, gaps = logits_for(predictor, inputs, selected)
-    pairs = list(zip(selected, own_selected, strict=True))
+    own = given = predictor.logits(*inputs)
+    best, scores = [], []
+    if predictor.selects_patches:
+        given = predictor.model(*inputs, selected=selected).float()
+        _, best, scores = predictor.model.forward_features(inputs[0])
+    stages = list(zip(selected, best, scores, strict=True))
     return Comparison(
         images=len(logits),
         scale=max(own.abs().max().item(), 1.0),
         difference=(logits - given).abs().max().item(),
         plain_difference=(logits - own).abs().max().item(),
-        score_gap=max(gaps, default=0.0),
-        other_patches=sum(int((taken != best).sum()) for taken, best in pairs),
+        score_gap=max((score_gap(*stage) for stage in stages), default=0.0),
+        other_patches=sum(int((taken != own_patches).sum()) for taken, own_patches, _ in stages),
         patches=sum(taken.numel() for taken in selected),
         other_predictions=int((logits.argmax(dim=1) != own.argmax(dim=1)).sum()),
     )
 
 
-def logits_for(
-    predictor: Predictor, inputs: Sequence[Tensor], selected: Sequence[Tensor] | None
-) -> tuple[Tensor, list[Tensor], list[float]]:
-    """The network's logits where re-attention takes the patches that are given, (B, heads, k) a stage.
-
-    Returns:
-        Logits, the patches taken, and how far the scores of each stage's are from the best, as a share.
-    """
-    given, taken, gaps = iter(selected or ()), [], []
-
-    def take(scores: Tensor, count: int) -> Tensor:
-        best = scores.topk(count, dim=-1, sorted=True)
-        taken.append(best.indices if selected is None else next(given))
-        gap = (scores.gather(-1, taken[-1]) - best.values).abs() / best.values.abs().clamp_min(1e-30)
-        gaps.append(gap.max().item())
-        return taken[-1]
-
-    with patch.object(models.vision, "select_patches", take):
-        return predictor.logits(*inputs), taken, gaps
+def score_gap(taken: Tensor, best: Tensor, scores: Tensor) -> float:
+    """How far the scores (B, heads, N - 1) of patches taken (B, heads, k) are from the best ones, as a share."""
+    highest = scores.gather(-1, best)
+    return ((scores.gather(-1, taken) - highest).abs() / highest.abs().clamp_min(1e-30)).max().item()
 
 
 def onnx_runner(content: bytes) -> Runner:
@@ -136,7 +123,7 @@ def onnx_runner(content: bytes) -> Runner:
 
     def run(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         feed = {one.name: tensor.numpy() for one, tensor in zip(session.get_inputs(), inputs, strict=True)}
-        logits, *selected = [torch.from_numpy(found) for found in session.run([OUTPUT_NAME, *selections], feed)]
+        logits, *selected = [torch.from_numpy(output) for output in session.run([OUTPUT_NAME, *selections], feed)]
         return logits, selected
 
     return run
@@ -151,10 +138,10 @@ class TopKRecorder(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """One operation of the program."""
-        found = super().call_function(target, args, kwargs)
+        result = super().call_function(target, args, kwargs)
         if target is torch.ops.aten.topk.default:
-            self.selected.append(found[1])
-        return found
+            self.selected.append(result[1])
+        return result
 
 
 def pt2_runner(content: bytes) -> Runner:
@@ -188,7 +175,7 @@ def check_batches(predictor: Predictor, folder: Path | None) -> list[list[Tensor
 
 
 def read(predictor: Predictor, folder: Path) -> list[Tensor]:
-    """The first pictures of a folder and those below it; other files are passed over."""
+    """The first pictures of a folder and the folders below it; other files are skipped."""
     images = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else ():
         try:
