@@ -135,9 +135,7 @@ def check_replaceable(path: Path) -> None:
     except OSError:
         is_card = False
     if not is_card:
-        raise UserError(
-            f"{printable(path)}: expected a model card to replace, found another file: rename it or the output"
-        )
+        raise UserError(f"{printable(path)}: would be replaced by the model card, but is none: rename it or the output")
 
 
 def write_card_beside(checkpoint: str | Path, bert_model: str = "") -> Path:

@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, free_port, run_process
 from PIL import Image
 
-from inference.explain import explain
+from inference.explain import explain, reattention_stages
 from inference.overlay import view_names, view_picture
 from inference.predictor import load_predictor
 from readers.annotations import CLASS_NAMES, read_ser
@@ -193,7 +193,7 @@ def test_a_sticker_and_its_text_are_judged_and_explained(page, predictor, sticke
     page.get_by_role("button", name="Predict", exact=True).click()
     explanation = explain(predictor, stickers[0], "what a terrible day")
     wait_for_prediction(page, explanation.prediction.probabilities)
-    pictures = {name: view_picture(explanation, name) for name in view_names(predictor)}
+    pictures = {name: view_picture(explanation, name) for name in view_names(reattention_stages(predictor))}
     assert len({picture.tobytes() for picture in pictures.values()}) == 6
     for name, picture in pictures.items():
         page.get_by_role("radio", name=name).check()

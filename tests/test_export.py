@@ -295,5 +295,5 @@ def test_a_card_beside_a_checkpoint(trained, tmp_path):
     assert "load_predictor('moved.pth')" in path.read_text()
     model_card.write_card_beside(checkpoint)  # a card may be replaced
     path.write_text("my notes")
-    with pytest.raises(UserError, match="expected a model card to replace, found another file"):
+    with pytest.raises(UserError, match="would be replaced by the model card"):
         model_card.write_card_beside(checkpoint)

@@ -38,7 +38,7 @@ except ModuleNotFoundError as error:
 
 from PIL import Image
 
-from inference.explain import explain
+from inference.explain import Explanation, explain, reattention_stages
 from inference.overlay import STICKER, view_names, view_picture
 from inference.predictor import Prediction, Predictor, load_predictor
 from readers.annotations import read_ser
@@ -55,8 +55,8 @@ EXAMPLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_FILE_SIZE = "10mb"  # of one upload; `read_image` limits the number of pixels
 MAX_FILES = 200
 MAX_TEXT = 500  # characters; the network reads 30 word pieces
-KEPT = 3600  # seconds that uploads and a page's pictures stay
-MAX_PAGES = 20  # open pages whose pictures are kept
+KEPT = 3600  # seconds that uploads and results are kept
+MAX_PAGES = 20  # open pages whose results are kept
 BATCH_SIZE = 16
 SHOWN_ERRORS = 5
 # Fonts of the system; the default theme loads fonts from Google.
@@ -68,7 +68,6 @@ NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
 # It is replaced on the class because Gradio creates the component again when an example is chosen.
 gr.Image.preprocess = lambda self, upload: upload and upload.path
 
-Views = dict[str, Image.Image]  # name and picture
 Example = tuple[str, str]  # path and text
 
 
@@ -86,7 +85,7 @@ def build_page(predictor: Predictor, checkpoint: str, examples: Sequence[Example
 def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
     """The tab that classifies one sticker and shows what the network looked at."""
     reads_text = predictor.tokenizer is not None
-    views = gr.State({}, time_to_live=KEPT)
+    explanation = gr.State(None, time_to_live=KEPT)
     with gr.Row():
         with gr.Column():
             sticker = gr.Image(label="Sticker", type="filepath", sources=["upload", "clipboard"], height=320)
@@ -100,7 +99,7 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
                 )
         with gr.Column():
             label = gr.Label(label="Emotion", num_top_classes=len(predictor.class_names))
-            view = gr.Radio(view_names(predictor), value=STICKER, label="View")
+            view = gr.Radio(view_names(reattention_stages(predictor)), value=STICKER, label="View")
             overlay = gr.Image(
                 label="What the network looked at",
                 interactive=False,
@@ -112,30 +111,31 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
         [sticker.change, button.click, text.submit],
         partial(explain_sticker, predictor),
         [sticker, text, view],
-        [label, views, overlay],
+        [label, explanation, overlay],
         **NETWORK,
     )
-    view.change(show_view, [views, view], overlay, show_progress="hidden", trigger_mode="always_last")
+    view.change(show_view, [explanation, view], overlay, show_progress="hidden", trigger_mode="always_last")
 
 
-def explain_sticker(predictor: Predictor, path: str | None, text: str, view: str) -> tuple[Any, Views, Any]:
-    """The probabilities, all views and the picture of the chosen one; a mistake gives a message and clears them."""
+def explain_sticker(
+    predictor: Predictor, path: str | None, text: str, view: str
+) -> tuple[dict[str, float] | None, Explanation | None, Image.Image | None]:
+    """The probabilities, what they are based on and the picture of a view; None for an image that cannot be read."""
     if path is None:
-        return None, {}, None
+        return None, None, None
     try:
         explanation = explain(predictor, path, text)
     except UserError as error:
         gr.Warning(without_folder(error, path), title="Not read")
-        return None, {}, None  # the last sticker's result must not stay beside this one
+        return None, None, None  # clears the last sticker's result
     if predictor.tokenizer is not None and predictor.tokenizer.is_too_long(text):
         gr.Info("The text is longer than 30 word pieces and was cut.")
-    views = {name: view_picture(explanation, name) for name in view_names(predictor)}
-    return explanation.prediction.probabilities, views, show_view(views, view)
+    return explanation.prediction.probabilities, explanation, show_view(explanation, view)
 
 
-def show_view(views: Views, name: str) -> Image.Image | None:
+def show_view(explanation: Explanation | None, view: str) -> Image.Image | None:
     """The picture of a view; None before the first prediction and after an hour."""
-    return views.get(name)
+    return explanation and view_picture(explanation, view)
 
 
 def without_folder(error: UserError | str, path: str | Path) -> str:

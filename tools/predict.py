@@ -157,9 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
     warn_of_texts(predictor, items)
     results: list[tuple[Item, Prediction]] = []
-    for item, result in tqdm(
-        predict(predictor, items, options.batch_size), total=len(items), unit="image", disable=None, leave=False
-    ):
+    answers = predict(predictor, items, options.batch_size)
+    for item, result in tqdm(answers, total=len(items), unit="image", disable=None, leave=False):
         if isinstance(result, str):
             print(f"predict.py: not read: {result}", file=sys.stderr)
         else:
