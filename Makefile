@@ -58,7 +58,7 @@ $(VENV)/installed-browser: $(VENV)/installed-app requirements-browser.txt
 docs-pictures: demo-v $(VENV)/installed-browser
 	$(PYTHON) tools/visualize.py weights/lora_v_demo.pth data/demo/Images/twemoji/1F61A.png --output docs/pictures
 	$(PYTHON) tools/visualize.py runs/demo-v --output docs/pictures
-	$(PYTHON) tools/app_picture.py data/demo/Images/twemoji/1F61A.png docs/pictures/app.png
+	$(PYTHON) -m tools.app_picture data/demo/Images/twemoji/1F61A.png docs/pictures/app.png
 
 test: install lint
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -1,16 +1,19 @@
 """What a network looked at when it judged a sticker: selected patches, the class token's attention, words."""
 
 from contextlib import ExitStack
+from itertools import accumulate
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
 from inference.predictor import Picture, Prediction, Predictor
+from readers.images import as_rgb, read_image
 from utils import UserError
+
+Box = tuple[float, float, float, float]
 
 
 class StageFocus(NamedTuple):
@@ -21,18 +24,19 @@ class StageFocus(NamedTuple):
 
 
 class WordWeight(NamedTuple):
-    """A piece of the text, and the fusion's attention to it, the mean over heads."""
+    """A piece of the text and the fusion's attention to it, the mean over heads."""
 
     piece: str
     weight: float
 
 
 class Explanation(NamedTuple):
-    """A prediction and what it rests on.
+    """A prediction and what it is based on.
 
     Attributes:
-        image: the picture as the network saw it, resized and cropped.
-        focus: a stage's selected patches, for each stage with re-attention.
+        image: the sticker at its own resolution, in RGB on white.
+        box: the part of it that the network saw, in its pixels: left, top, right, bottom. All grids lie on this part.
+        focus: the selected patches of each stage with re-attention.
         class_attention: stage 4's last class-token attention to its patches, the mean over heads, (H / 32, W / 32).
         words: the pieces of the text with their weights; empty for LORA-V.
         text_weight: the fusion's attention to the text as a whole; 0 for LORA-V.
@@ -40,6 +44,7 @@ class Explanation(NamedTuple):
 
     prediction: Prediction
     image: Image.Image
+    box: Box
     focus: list[StageFocus]
     class_attention: Tensor
     words: list[WordWeight]
@@ -51,77 +56,72 @@ def explain(predictor: Predictor, image: Picture, text: str = "") -> Explanation
     """Runs the network once on an image and, for LORA, its text, and keeps what it attended to.
 
     Raises:
-        UserError: an image that cannot be read, or a network without re-attention.
+        UserError: the image cannot be read, or the network has no re-attention.
     """
     if not predictor.selects_patches:
-        raise UserError(f"{predictor.name} selects no patches: expected a checkpoint of lora or lora_v")
+        raise UserError(f"checkpoint: expected one of lora or lora_v, found {predictor.name}, which selects no patches")
+    image = as_rgb(image) if isinstance(image, Image.Image) else read_image(image)
     inputs = predictor.inputs([image], [text])
-    seen: dict[str, Any] = {}
+    vision, fusion = predictor.model.vision_model, predictor.model.fusion_model
+    results: dict[str, Any] = {}
     with ExitStack() as hooks:
-        for name, module in watched(predictor.model).items():
-            hooks.enter_context(keeping(module, name, seen))
+        for name, module in (("vision", vision), ("block", vision.block4[-1]), ("fusion", fusion.attention_norm)):
+            hooks.enter_context(keep_result(module, name, results))
         logits = predictor.logits(*inputs)
-    grids = [(inputs[0].shape[2] // stride, inputs[0].shape[3] // stride) for stride in strides(predictor)]
-    weights = predictor.model.fusion_model.attn.weights(seen["fusion"])[0].mean(dim=0).cpu()  # (n_visual + words,)
+    size = inputs[0].shape[2:]
+    grids = [(size[0] // side, size[1] // side) for side in accumulate(vision.config.patch_sizes, mul)]
+    weights = fusion.attn.weights(results["fusion"])[0].mean(dim=0).cpu()  # (visual tokens + words,)
     return Explanation(
         prediction=predictor.prediction(logits.double().softmax(dim=1)[0].cpu()),
-        image=to_picture(inputs[0][0]),
-        focus=stage_focus(predictor, seen["vision"].selected, grids),
-        class_attention=class_token_attention(seen["last block"][1]).unflatten(0, grids[3]),
+        image=image,
+        box=visible_box(predictor, image, size),
+        focus=stage_focus(reattention_stages(predictor), results["vision"].selected, grids),
+        class_attention=class_token_attention(results["block"][1]).unflatten(0, grids[3]),
         words=word_weights(predictor, inputs, weights),
-        text_weight=weights[predictor.model.vision_model.num_tokens :].sum().item(),
+        text_weight=weights[vision.num_tokens :].sum().item(),
     )
 
 
-def watched(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose results tell what was attended to."""
-    vision = model.vision_model
-    return {"vision": vision, "last block": vision.block4[-1], "fusion": model.fusion_model.attention_norm}
+def keep_result(module: nn.Module, name: str, results: dict[str, Any]) -> Any:
+    """A hook that stores what the module returns under a name; the end of its context removes it."""
+    return module.register_forward_hook(lambda _, __, result: results.update({name: result}))
 
 
-def keeping(module: nn.Module, name: str, seen: dict[str, Any]) -> Any:
-    """A hook, removed at the end of its context, that keeps what a module returns."""
-    return module.register_forward_hook(lambda _, __, result: seen.update({name: result}))
+def reattention_stages(predictor: Predictor) -> list[int]:
+    """The numbers of the stages that select patches, from 1 to 4."""
+    return [stage + 1 for stage in range(4) if predictor.model.vision_model.has_class_token(stage)]
 
 
-def strides(predictor: Predictor) -> list[int]:
-    """Pixels a side of a cell of each stage's grid: 4, 8, 16, 32."""
-    found, stride = [], 1
-    for patch in predictor.model.vision_model.config.patch_sizes:
-        stride *= patch
-        found.append(stride)
-    return found
+def visible_box(predictor: Predictor, image: Image.Image, size: tuple[int, int]) -> Box:
+    """The part of an image that the network sees: the transform resizes it, then crops its centre to `size` (H, W)."""
+    resized = predictor.transform.transforms[0](image)
+    top, left = round((resized.height - size[0]) / 2), round((resized.width - size[1]) / 2)
+    x, y = image.width / resized.width, image.height / resized.height
+    return left * x, top * y, (left + size[1]) * x, (top + size[0]) * y
 
 
-def stage_focus(predictor: Predictor, selected: list[Tensor], grids: list[tuple[int, int]]) -> list[StageFocus]:
-    """Patch indices (1, heads, k) of each stage with re-attention to shares of heads."""
-    stages = [stage for stage in range(4) if predictor.model.vision_model.has_class_token(stage)]
+def stage_focus(stages: list[int], selected: list[Tensor], grids: list[tuple[int, int]]) -> list[StageFocus]:
+    """The share of heads that took each cell, from the patch indices (1, heads, k) of each stage with re-attention."""
     focus = []
     for stage, patches in zip(stages, selected, strict=True):
-        height, width = grids[stage]
+        height, width = grids[stage - 1]
         counts = torch.bincount(patches[0].flatten().cpu(), minlength=height * width)
-        focus.append(StageFocus(stage + 1, (counts / patches.shape[1]).unflatten(0, (height, width))))
+        focus.append(StageFocus(stage, (counts / patches.shape[1]).unflatten(0, (height, width))))
     return focus
 
 
 def class_token_attention(attention: Any) -> Tensor:
-    """The first row of a map without its own column: the mean over heads, (N - 1,), brought to sum 1."""
+    """The class token's row of an attention map without its own column: the mean over heads, (N - 1,), with sum 1."""
     _, rows = next(attention.of_image(0).row_blocks(1))  # (heads, 1, M)
     row = rows[:, 0, 1:].mean(dim=0).cpu()
     return row / row.sum()
 
 
 def word_weights(predictor: Predictor, inputs: list[Tensor], weights: Tensor) -> list[WordWeight]:
-    """The text's pieces with their weights, padding left out."""
+    """The pieces of the text with their weights, without padding."""
     if predictor.tokenizer is None:
         return []
     ids, mask = inputs[1][0].cpu(), inputs[2][0].cpu()
     words = weights[predictor.model.vision_model.num_tokens :]
     pieces = predictor.tokenizer.pieces(ids[mask == 1])
     return [WordWeight(piece, weight) for piece, weight in zip(pieces, words[mask == 1].tolist(), strict=True)]
-
-
-def to_picture(tensor: Tensor) -> Image.Image:
-    """A normalised image (3, H, W) as the picture that it was."""
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return to_pil_image((tensor.cpu().float() * deviation + mean).clamp(0, 1))

@@ -1,80 +1,115 @@
-"""Pictures of what a network looked at (see `explain.py`): patches that stages selected, attention, words."""
+"""Pictures of what a network looked at (see `explain.py`): heat maps over the sticker, probabilities, words."""
 
-from pathlib import Path
+from collections.abc import Iterable
+from math import ceil
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from PIL import Image
-from torch import Tensor
 
-from inference.explain import Explanation, explain
-from inference.predictor import Picture, Predictor
-from runtime.figures import save_figure
+from inference.explain import Explanation
 
-matplotlib.use("Agg")
+STICKER, ATTENTION = "sticker", "class token's attention"
 
-LEAST_SIDE = 256  # pixels; smaller pictures are enlarged so that patches can be seen
+SHARE, ATTENTION_SHARE = "share of the heads that selected a cell", "share of the attention"
 
-DARKEST = 0.2  # brightness of what no head selected
+# From clear to opaque and from bright to dark: the sticker stays visible, and the scale is readable in grey.
+HEAT = LinearSegmentedColormap.from_list("heat", [(0.9, 0.36, 0.05, 0), (0.9, 0.36, 0.05, 0.6), (0.45, 0, 0.2, 0.75)])
+
+BARS = "#4c566a"
+
+LARGEST_SIDE = 1024  # pixels; a larger sticker is reduced
+
+SHOWN_CLASSES = 10
 
 
-def darkened(image: Image.Image, shares: Tensor) -> Image.Image:
-    """A picture, each cell as bright as its share from 0 to 1 says; as in the paper's figure.
+def view_names(stages: Iterable[int]) -> list[str]:
+    """The names of the views for the stages with re-attention (see `reattention_stages`)."""
+    return [STICKER, *(f"stage {stage}" for stage in stages), ATTENTION]
 
-    Args:
-        shares: (H', W'), one for each cell of a grid over the picture.
+
+def draw_view(axis: Axes, explanation: Explanation, name: str) -> AxesImage:
+    """Draws the sticker, or a heat map over its grey form, and a frame around what the network saw.
+
+    Returns:
+        The image on top; its label says what the heat means.
     """
-    scale = max(1, -(-LEAST_SIDE // image.width))
-    image = image.resize((scale * image.width, scale * image.height), Image.Resampling.NEAREST)
-    mask = Image.fromarray(np.asarray(shares, dtype=np.float32), mode="F").resize(image.size, Image.Resampling.NEAREST)
-    brightness = DARKEST + (1 - DARKEST) * np.asarray(mask)[:, :, None]
-    return Image.fromarray((np.asarray(image) * brightness).round().clip(0, 255).astype(np.uint8))
+    left, top, right, bottom = explanation.box
+    x, y, x_end, y_end = surroundings(explanation)
+    picture = explanation.image.crop((x, y, x_end, y_end))
+    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    settings = {"extent": (x, x_end, y_end, y), "interpolation": "bicubic"}
+    if name == STICKER:
+        drawn = axis.imshow(picture, **settings)
+    else:
+        axis.imshow(np.asarray(picture.convert("L")), cmap="gray", vmin=-140, vmax=255, **settings)  # pale
+        shares = {f"stage {focus.stage}": focus.shares for focus in explanation.focus}
+        heat = shares.get(name, explanation.class_attention).numpy()
+        drawn = axis.imshow(heat, cmap=HEAT, extent=(left, right, bottom, top), interpolation="nearest")
+        drawn.set(clim=(0, 1 if name in shares else heat.max()), label=SHARE if name in shares else ATTENTION_SHARE)
+    axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, linestyle="--", color="grey"))
+    axis.set(xlim=(x, x_end), ylim=(y_end, y))
+    axis.set_title(name, fontsize=10)
+    axis.axis("off")
+    return drawn
 
 
-def panels(found: Explanation) -> list[tuple[str, Image.Image]]:
-    """The picture as the network saw it, one panel for each stage's selection, one for the class token's attention."""
-    selected = [(f"stage {focus.stage}", darkened(found.image, focus.shares)) for focus in found.focus]
-    attention = found.class_attention / found.class_attention.max()
-    return [
-        ("as seen", darkened(found.image, found.class_attention * 0 + 1)),
-        *selected,
-        ("class token's attention, stage 4", darkened(found.image, attention)),
-    ]
+def surroundings(explanation: Explanation) -> tuple[int, int, int, int]:
+    """The part of the sticker to draw: what the network saw and up to a quarter of its width on each side."""
+    left, top, right, bottom = explanation.box
+    edge = (right - left) / 4
+    starts = (max(0, int(start - edge)) for start in (left, top))
+    ends = (min(ceil(end + edge), side) for end, side in zip((right, bottom), explanation.image.size, strict=True))
+    return *starts, *ends
 
 
-def explanation_figure(found: Explanation, title: str = "") -> Figure:
-    """All of an explanation: the panels, the probabilities as bars and, where there is a text, its words' weights."""
-    pictures = panels(found)
-    last = ["bars", "words"] if found.words else ["bars", "bars"]
-    count = len(pictures)
-    half = count // 2
-    below = ["bars"] * (count - half) + [last[1]] * half
-    figure, axes = plt.subplot_mosaic(
-        [[f"panel {number}" for number in range(count)], below], figsize=(2.3 * count, 5.2), layout="constrained"
-    )
-    for number, (name, picture) in enumerate(pictures):
-        axes[f"panel {number}"].imshow(picture)
-        axes[f"panel {number}"].set_title(name, fontsize=9)
-        axes[f"panel {number}"].axis("off")
-    draw_bars(axes["bars"], list(found.prediction.probabilities.items())[:10], "probability")
-    if found.words:
-        words = [(word.piece, word.weight) for word in found.words]
-        draw_bars(axes["words"], words, f"weight in the fusion (text as a whole {100 * found.text_weight:.1f} %)")
-    figure.suptitle(title or found.prediction.label)
+def view_picture(explanation: Explanation, name: str) -> Image.Image:
+    """One view as a picture; a heat map has a colour bar."""
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axis = figure.subplots()
+    drawn = draw_view(axis, explanation, name)
+    if name != STICKER:
+        figure.colorbar(drawn, ax=axis, label=drawn.get_label())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def explanation_figure(explanation: Explanation) -> Figure:
+    """All of an explanation: views side by side, probabilities as bars and, if there is a text, its words' weights."""
+    names = view_names(focus.stage for focus in explanation.focus)
+    words = explanation.words
+    figure = Figure(figsize=(2.3 * len(names), 5.4 if words else 4.2), layout="constrained")
+    grid = figure.add_gridspec(2, len(names), height_ratios=(2.3, 2.6 if words else 1.4))
+    images = [draw_view(figure.add_subplot(grid[0, i]), explanation, name) for i, name in enumerate(names)]
+    for image, columns in ((images[1], grid[1, 1:-1]), (images[-1], grid[1, -1])):
+        bar = columns.subgridspec(2, 1, height_ratios=(1, 19 if words else 9))[0]
+        figure.colorbar(image, cax=figure.add_subplot(bar), label=image.get_label(), orientation="horizontal")
+    draw_probabilities(figure.add_subplot(grid[1, 0]), explanation)
+    if words:
+        draw_words(figure.add_subplot(grid[1, 1:].subgridspec(2, 1)[1]), explanation)
+    figure.suptitle(explanation.prediction.label)
     return figure
 
 
-def draw_bars(axis: plt.Axes, values: list[tuple[str, float]], label: str) -> None:
-    """Horizontal bars, the first on top; names may come twice."""
-    places = range(len(values))
-    axis.barh(places, [value for _, value in values], color=plt.get_cmap("cividis")(0.3))
-    axis.set_yticks(places, [name for name, _ in values])
-    axis.invert_yaxis()
-    axis.set_xlabel(label)
+def draw_probabilities(axis: Axes, explanation: Explanation) -> None:
+    """The most probable classes as bars, the first on top."""
+    names, values = zip(*list(explanation.prediction.probabilities.items())[:SHOWN_CLASSES], strict=True)
+    axis.bar_label(axis.barh(range(len(names)), values, color=BARS), fmt="{:.1%}", padding=2, fontsize=8)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set(xlim=(0, 1.4), ylim=(len(names) - 0.5, -0.5), xticks=[])
+    axis.set_title("probability", loc="left", fontsize=8)
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
-def draw_explanation(predictor: Predictor, image: Picture, text: str, output: Path) -> None:
-    """Explains an image and writes the figure, in the format of the output's suffix; raises UserError."""
-    save_figure(explanation_figure(explain(predictor, image, text)), [output])
+def draw_words(axis: Axes, explanation: Explanation) -> None:
+    """The pieces of the text in their order, with their weights as bars."""
+    pieces, weights = zip(*explanation.words, strict=True)
+    axis.bar(range(len(pieces)), weights, color=BARS)
+    axis.set_xticks(range(len(pieces)), pieces, rotation=45, ha="right", fontsize=8)
+    axis.set(ylabel=ATTENTION_SHARE, title=f"words in the fusion; the text as a whole: {explanation.text_weight:.1%}")

@@ -1,4 +1,4 @@
-"""Logs for a browser: TensorBoard and Weights & Biases, each where it is asked for and installed."""
+"""Logs for a browser: TensorBoard and Weights & Biases."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from utils import UserError
 
-if TYPE_CHECKING:  # a run without figures need not spend the second that matplotlib takes to import
+if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
 
 
 class Board(Protocol):
-    """What takes the numbers of each epoch, and figures."""
+    """A log of numbers and figures."""
 
     def numbers(self, entry: Mapping[str, Any]) -> None:
-        """An entry of the log; what is no number in it is left out."""
+        """Logs the numbers of an epoch's entry; other values are left out."""
 
     def figure(self, name: str, figure: "Figure", epoch: int) -> None:
-        """A figure of an epoch."""
+        """Logs a figure of an epoch."""
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes what is buffered and closes the log."""
 
 
 class TensorBoard:
-    """Event files in a folder; entries of a run that was resumed from `first_epoch` on replace those before."""
+    """Event files in a folder; a run resumed at `first_epoch` replaces the earlier entries from there on."""
 
     def __init__(self, folder: Path, first_epoch: int):
         try:
@@ -46,7 +46,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of wandb, kept on disk until it is synchronised where WANDB_MODE=offline."""
+    """A run of wandb; with WANDB_MODE=offline it stays on disk until it is synchronised."""
 
     def __init__(self, folder: Path, options: Mapping[str, Any]):
         try:
@@ -67,16 +67,16 @@ class WeightsAndBiases:
 
 
 def only_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """What of an entry is a number, its epoch left out."""
+    """The numbers of an entry without its epoch."""
     return {name: value for name, value in entry.items() if isinstance(value, int | float) and name != "epoch"}
 
 
 @contextmanager
 def boards(options: Any, first_epoch: int) -> Iterator[list[Board]]:
-    """The boards that --tensorboard and --wandb ask for, closed at the end.
+    """The boards of --tensorboard and --wandb; the end of the context closes them.
 
     Raises:
-        UserError: one whose package is not installed.
+        UserError: the package of a board is not installed.
     """
     folder = Path(options.output_dir)
     chosen: list[Board] = []

@@ -1,4 +1,4 @@
-"""Figures of a run, with matplotlib: readable in grey and by colour-blind people, as they differ in shade and mark."""
+"""Figures of a run, drawn with matplotlib. Shades and markers differ, so that they are readable without colours."""
 
 import io
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ MARKS = "osv^D*PX<>"
 
 BINS = 10  # of the reliability diagram
 
-MANY_CLASSES = 20  # more are not named in a figure
+MANY_CLASSES = 20  # a figure does not name more
 
 
 def save_figure(figure: Figure, paths: Sequence[Path]) -> Sequence[Path]:
-    """Writes a figure in the formats of the paths' suffixes, each whole or not at all, and closes it."""
+    """Writes a figure to each path, in the format of its suffix and each file as a whole, and closes it."""
     for path in paths:
         content = io.BytesIO()
         figure.savefig(content, format=path.suffix[1:], dpi=150)
@@ -35,7 +35,7 @@ def save_figure(figure: Figure, paths: Sequence[Path]) -> Sequence[Path]:
 
 
 def curves(log: Sequence[dict[str, Any]]) -> Figure:
-    """Loss, accuracy and learning rate over the epochs, from the lines of a log."""
+    """Loss, accuracy and learning rate over the epochs, from the entries of a log."""
     epochs = [entry["epoch"] for entry in log]
     split = "val" if "val_acc1" in log[0] else "test"
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
@@ -53,7 +53,7 @@ def curves(log: Sequence[dict[str, Any]]) -> Figure:
 
 
 def confusion_matrix(metrics: dict[str, Any]) -> Figure:
-    """The confusion matrix: shares of each true class as shade, counts and shares in percent as numbers."""
+    """The confusion matrix: the shade is the share of the true class, the numbers are counts and percentages."""
     counts = np.array(metrics["confusion_matrix"])
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = list(metrics["per_class"])
@@ -72,7 +72,7 @@ def confusion_matrix(metrics: dict[str, Any]) -> Figure:
 
 
 def class_bars(metrics: dict[str, Any]) -> Figure:
-    """Precision, recall and F1 of each class, with the number of its samples."""
+    """Precision, recall and F1 of each class, with its number of samples."""
     rows = metrics["per_class"]
     figure, axis = plt.subplots(figsize=(max(6.4, 0.9 * len(rows)), 3.6), layout="constrained")
     places = np.arange(len(rows))
@@ -81,16 +81,20 @@ def class_bars(metrics: dict[str, Any]) -> Figure:
         shade = plt.get_cmap(SHADES)(0.15 + 0.35 * number)
         axis.bar(places + 0.27 * (number - 1), values, 0.27, label=name, color=shade, hatch=hatch, edgecolor="white")
     axis.set_xticks(places, [f"{name}\n{row['samples']}" for name, row in rows.items()])
-    axis.set(ylim=(0, 1), title=f"{metrics['split']}: figures by class, with the number of samples")
+    axis.set(ylim=(0, 1), title=f"{metrics['split']}: metrics by class, with the number of samples")
     axis.legend(ncols=3, loc="lower center")
     return figure
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, list[tuple[float, float, int]]]:
-    """The expected calibration error (Guo et al., ICML 2017), and of each bin mean confidence, accuracy and number.
+    """The expected calibration error (Guo et al., ICML 2017).
 
     Args:
-        confidence: the largest probability of each sample (n,); `correct`: whether it was the true class (n,).
+        confidence: the largest probability of each sample (n,).
+        correct: whether it belongs to the true class (n,).
+
+    Returns:
+        The error, and for each bin with samples its mean confidence, its accuracy and its number of samples.
     """
     places = np.minimum((confidence * BINS).astype(int), BINS - 1)
     bins = [
@@ -102,12 +106,12 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[float, lis
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
-    """The reliability diagram: accuracy over confidence, and how many samples lie where."""
+    """The reliability diagram: accuracy over confidence, and the number of samples in each bin."""
     error, bins = calibration(confidence, correct)
     sure, right, counts = zip(*bins, strict=True)
     figure, axes = plt.subplots(2, 1, figsize=(5, 5.4), sharex=True, height_ratios=(3, 1), layout="constrained")
     axes[0].plot([0, 1], [0, 1], ":", color="grey", label="calibrated")
-    axes[0].plot(sure, right, "o-", label="found")
+    axes[0].plot(sure, right, "o-", label="measured")
     axes[0].set(ylim=(0, 1), ylabel="accuracy", title=f"expected calibration error {100 * error:.1f} %")
     axes[0].legend()
     axes[1].bar(sure, counts, 0.8 / BINS)
@@ -116,7 +120,7 @@ def reliability(confidence: np.ndarray, correct: np.ndarray) -> Figure:
 
 
 def feature_map(points: np.ndarray, labels: Sequence[int], names: Sequence[str], title: str) -> Figure:
-    """Points (n, 2), marked by their class."""
+    """Points (n, 2) with a marker and a shade for each class."""
     labels = np.array(labels)
     figure, axis = plt.subplots(figsize=(7, 5.6), layout="constrained")
     for number, name in enumerate(names):
@@ -131,7 +135,7 @@ def feature_map(points: np.ndarray, labels: Sequence[int], names: Sequence[str],
 
 
 def mistake_sheet(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Figure:
-    """Pictures with what was true and what was predicted, six in a row."""
+    """Pictures with their titles, six in a row."""
     columns = 6
     rows = max(-(-len(pictures) // columns), 1)
     figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 2.5 * rows), layout="constrained", squeeze=False)

@@ -1,8 +1,8 @@
-"""A page of Markdown that goes with a model: what it is, what it was trained on, how good it is, how to load it.
+"""Model cards: a page of Markdown on what a model is, its training data, its test metrics and how to load it.
 
-    python -m runtime.model_card runs/demo/checkpoint_best.pth      # writes checkpoint_best.md beside it
+    python -m runtime.model_card runs/demo/checkpoint_best.pth      # writes runs/demo/checkpoint_best.md
 
-Training writes the card of the checkpoint that it evaluates at its end; an export has its card from tools/export.py.
+Training writes the card of the checkpoint that it evaluates at the end; tools/export.py writes the card of an export.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,8 +20,8 @@ from utils import UserError, printable, write_whole
 MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
 
 PROTOCOLS = {
-    "published": "after each epoch evaluated on test, as published; figures chosen so are optimistic",
-    "val": "epoch chosen on val, evaluated on test once",
+    "published": "evaluated on test after each epoch, as published; the best epoch's metrics are optimistic",
+    "val": "epoch selected on val, evaluated on test once",
 }
 
 LOADING = {
@@ -42,9 +41,10 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
     """The card of a model.
 
     Args:
-        checkpoint: where the model comes from; the figures are those of `<its stem>_test.json` beside it.
-        file: the name of the file that the card goes with; `format`: pth for a checkpoint, or what it was exported to.
-        checked: how an exported file was compared with PyTorch, and what came out.
+        checkpoint: the file of the model; its test metrics are read from `<its stem>_test.json` beside it.
+        file: the name of the file that the card describes.
+        format: that file's format, pth for a checkpoint.
+        checked: how an exported file was compared with PyTorch, and the result.
     """
     settings, name = predictor.settings, predictor.network.title
     parameters = sum(parameter.numel() for parameter in predictor.model.parameters())
@@ -60,7 +60,7 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
     lines = [
         MARK,
         f"# {name}: {printable(file)}\n",
-        f"Emotion recognition in stickers. Made of `{printable(Path(checkpoint).name)}`.\n",
+        f"Emotion recognition in stickers. Made from `{printable(Path(checkpoint).name)}`.\n",
         f"- Network: {name}, {details}",
         f"- Data set: `--dataset {printable(settings['dataset'])}`" + (f" ({dataset.layout})" if dataset else ""),
         f"- Classes, in the order of the logits: {classes}",
@@ -69,67 +69,66 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         *([f"- Export: torch {torch.__version__}; {checked}"] if checked else []),
         f"\n## Loading\n\n{loading(predictor, file, format)}",
         f"\n## Limits\n\n{limits(predictor)}",
-        "\n## Licence\n\nCode: Apache-2.0. The data that the weights were learned from, pretrained parts included, has "
-        "licences of its own, which may restrict what the weights are used for.\n",
+        "\n## Licence\n\nCode: Apache-2.0. The training data, also that of pretrained parts, has its own licences, "
+        "which may restrict the use of the weights.\n",
     ]
     return "\n".join(lines)
 
 
 def figures(checkpoint: Path) -> list[str]:
-    """The card's lines on the test figures; "not evaluated" where no file has them."""
+    """The card's lines on the test metrics; "not evaluated" if there are none."""
     path = checkpoint.with_name(f"{checkpoint.stem}_test.json")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        values = {"acc1": found["acc1"], "macro F1": 100 * found["macro"]["f1"], "loss": found["loss"]}
-        if not all(math.isfinite(value) for value in values.values()) or found["checkpoint"] != checkpoint.name:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        acc1, macro_f1, loss = metrics["acc1"], 100 * metrics["macro"]["f1"], metrics["loss"]
+        if not all(map(math.isfinite, (acc1, macro_f1, loss))) or metrics["checkpoint"] != checkpoint.name:
             raise ValueError(path)
         return [
-            f"- Test: top-1 {values['acc1']:.2f} %, macro F1 {values['macro F1']:.2f} %, loss {values['loss']:.4f} on "
-            f"{int(found['samples'])} images, read from `{printable(path.name)}`"
+            f"- Test: top-1 {acc1:.2f} %, macro F1 {macro_f1:.2f} %, loss {loss:.4f} on "
+            f"{int(metrics['samples'])} images, read from `{printable(path.name)}`"
         ]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or none that an evaluation wrote
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no file, or not an evaluation's
         return ["- Test: not evaluated"]
 
 
 def loading(predictor: Predictor, file: str, format: str) -> str:
-    """How a file is loaded, as a block of code."""
-    reads_texts = predictor.tokenizer is not None
-    values: dict[str, Any] = {"name": file, "texts": ", ['a text']" if reads_texts else ""}
-    values["inputs"] = "images, word_ids, word_mask" if reads_texts else "images"
-    return LOADING[format].format(**values)
+    """The code that loads a file."""
+    texts, inputs = (", ['a text']", "images, word_ids, word_mask") if predictor.tokenizer else ("", "images")
+    return LOADING[format].format(name=file, texts=texts, inputs=inputs)
 
 
 def limits(predictor: Predictor) -> str:
     """What the model cannot do."""
-    found = (
-        "Trained on pictures like those of its data set; what it says of photographs, other styles or other cultures' "
-        "stickers was not measured. A class's probability is not how sure to be: it was not calibrated. The label says "
+    sentences = [
+        "Trained on pictures like those of its data set. Photographs, other styles and stickers of other cultures were "
+        "not tested. Probabilities are not calibrated: they do not say how certain a prediction is. The label says "
         "what annotators saw in a sticker, not what its sender feels."
-    )
+    ]
     if predictor.selects_patches:
-        found += (
-            " Where scores are nearly equal, rounding decides which patches are selected, so that logits differ a "
-            "little between machines."
+        sentences.append(
+            "Rounding decides which patches are selected if their scores are nearly equal, so logits differ slightly "
+            "between machines."
         )
     if predictor.tokenizer is not None:
-        found += " Texts are read in lower case and to 30 word pieces."
-    return found
+        sentences.append("Texts are lowercased and cut to 30 word pieces.")
+    return " ".join(sentences)
 
 
-def write_card(predictor: Predictor, checkpoint: Path) -> Path:
-    """Writes the card of a checkpoint beside it, `<stem>.md`, and returns its path.
-
-    Raises:
-        UserError: it cannot be written, or would replace a file that is no card.
-    """
-    path = checkpoint.with_suffix(".md")
+def write_card(path: Path, text: str) -> None:
+    """Writes a card; raises UserError if it cannot be written, or would replace a file that is no card."""
     check_replaceable(path)
-    write_whole(path, card(predictor, checkpoint, checkpoint.name).encode())
+    write_whole(path, text.encode())
+
+
+def write_card_beside(predictor: Predictor, checkpoint: Path) -> Path:
+    """Writes the card of a checkpoint to `<its stem>.md` beside it and returns that path; raises UserError."""
+    path = checkpoint.with_suffix(".md")
+    write_card(path, card(predictor, checkpoint, checkpoint.name))
     return path
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises UserError if something that is no card is at the place of a card."""
+    """Raises UserError if the path exists and is no card."""
     if not path.exists():
         return
     try:
@@ -143,10 +142,10 @@ def check_replaceable(path: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="of any network")
+    parser.add_argument("checkpoint", type=Path, help="of any network of this project")
     try:
         checkpoint = parser.parse_args().checkpoint
-        print(write_card(load_predictor(checkpoint, device="cpu"), checkpoint))
+        print(write_card_beside(load_predictor(checkpoint, device="cpu"), checkpoint))
     except UserError as error:
         print(f"model_card.py: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,7 +15,7 @@ from engine import Predictions, format_metrics
 from inference.predictor import Predictor
 from readers.data_sets import DATA_SETS
 from runtime.boards import Board
-from runtime.model_card import write_card
+from runtime.model_card import write_card_beside
 from runtime.setup import Run
 from utils import UserError, failing_together, print0, printable, shown, write_json, write_whole
 
@@ -129,7 +129,7 @@ def finish_report(
     except Exception as error:
         print0(f"warning: no figures: {type(error).__name__}: {printable(error)}")
     try:
-        print0(f"model card: {write_card(predictor, path)}")
+        print0(f"model card: {write_card_beside(predictor, path)}")
     except UserError as error:
         print0(f"warning: no model card: {error}")
 

@@ -18,8 +18,8 @@ import pytest
 from conftest import ROOT, free_port, run_process
 from PIL import Image
 
-from inference.explain import explain
-from inference.overlay import panels
+from inference.explain import explain, reattention_stages
+from inference.overlay import view_names, view_picture
 from inference.predictor import load_predictor
 from readers.annotations import SER_NAMES, read_ser
 
@@ -147,7 +147,7 @@ def browser():
 
 @pytest.fixture
 def page(app, browser):
-    """The page, opened afresh; at its end every request must have gone to the app."""
+    """The page, newly opened; at its end every request must have gone to the app."""
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(30_000)
     addresses: list[str] = []
@@ -178,9 +178,9 @@ def wait_for_prediction(page: Any, probabilities: dict[str, float]) -> None:
     assert page.get_by_test_id("label-output-value").inner_text() == next(iter(probabilities))
 
 
-def overlay(page: Any, name: str) -> Image.Image:
-    """The picture that the page shows under a name."""
-    block = page.locator(".block").filter(has=page.locator("label", has_text=name))
+def overlay(page: Any) -> Image.Image:
+    """The picture of what the network looked at."""
+    block = page.locator(".block").filter(has=page.locator("label", has_text="What the network looked at"))
     source = block.locator("img").get_attribute("src")
     with urllib.request.urlopen(source, timeout=30) as answer:
         return Image.open(io.BytesIO(answer.read())).convert("RGB")
@@ -191,21 +191,21 @@ def test_a_sticker_and_its_text_are_judged_and_explained(page, predictor, sticke
     wait_for_prediction(page, predictor([stickers[0]])[0].probabilities)
     page.get_by_label("Text of the sticker").fill("what a terrible day")
     page.get_by_role("button", name="Predict", exact=True).click()
-    found = explain(predictor, stickers[0], "what a terrible day")
-    wait_for_prediction(page, found.prediction.probabilities)
-    pictures = panels(found)
-    assert len({picture.tobytes() for _, picture in pictures}) > 3
-    for number, (name, picture) in enumerate(pictures):
-        page.get_by_label("number input for Stage").fill(str(number))
-        page.get_by_label("number input for Stage").press("Enter")
-        wait_for(lambda name=name, picture=picture: overlay(page, name).tobytes() == picture.tobytes())
+    explanation = explain(predictor, stickers[0], "what a terrible day")
+    wait_for_prediction(page, explanation.prediction.probabilities)
+    pictures = {name: view_picture(explanation, name) for name in view_names(reattention_stages(predictor))}
+    assert len({picture.tobytes() for picture in pictures.values()}) == 6
+    for name, picture in pictures.items():
+        page.get_by_role("radio", name=name).check()
+        wait_for(lambda picture=picture: overlay(page).tobytes() == picture.tobytes())
 
 
 def test_an_example_is_read_as_its_file(page, predictor, app):
     page.locator("table img").first.click()
     transparent = app.examples / "0.png"
     wait_for_prediction(page, predictor([transparent])[0].probabilities)
-    assert overlay(page, "as seen").getpixel((0, 0)) == (255, 255, 255)
+    expected = view_picture(explain(predictor, transparent), "sticker")
+    wait_for(lambda: overlay(page).tobytes() == expected.tobytes())
 
 
 @pytest.mark.parametrize("name", ["broken.png", "<b>no.png", "picture.svg"])

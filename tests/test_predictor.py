@@ -135,23 +135,24 @@ def test_a_text_that_is_cut_or_not_read_is_said(trained, sticker_set, run_script
 def test_explains_by_what_the_network_selected(checkpoint, sticker_set):
     predictor = load_predictor(checkpoint)
     path = read_ser(sticker_set, "test")[0].path
-    found = explain(predictor, path, "good morning")
-    assert found.prediction == predictor([path], ["good morning"])[0]
-    assert [focus.stage for focus in found.focus] == [1, 2, 3, 4]
+    explanation = explain(predictor, path, "good morning")
+    assert explanation.prediction == predictor([path], ["good morning"])[0]
+    assert [focus.stage for focus in explanation.focus] == [1, 2, 3, 4]
     vision = predictor.model.vision_model
-    for focus, heads, side in zip(found.focus, vision.config.num_heads, (16, 8, 4, 2), strict=True):
+    for focus, heads, side in zip(explanation.focus, vision.config.num_heads, (16, 8, 4, 2), strict=True):
         assert focus.shares.shape == (side, side)
         per_head = vision.patches_a_head(focus.stage - 1)
         assert focus.shares.sum().item() == pytest.approx(per_head)  # each head selects a patch once
         assert set((focus.shares * heads).round(decimals=4).flatten().tolist()) <= set(range(heads + 1))
-    assert found.class_attention.sum().item() == pytest.approx(1)
-    assert found.image.size == (64, 64)
+    assert explanation.class_attention.sum().item() == pytest.approx(1)
+    assert explanation.image.size == (70, 70)
+    assert explanation.box == pytest.approx([70 * side / 73 for side in (4, 4, 68, 68)])
 
 
 def test_words_have_their_share_of_the_fusions_attention(trained, sticker_set):
     path = read_ser(sticker_set, "test")[0].path
-    found = explain(load_predictor(trained["lora"] / "checkpoint.pth"), path, "good morning")
-    assert [word.piece for word in found.words] == ["[CLS]", "good", "morning", "[SEP]"]
-    assert 0 < sum(word.weight for word in found.words) < found.text_weight < 1
-    found = explain(load_predictor(trained["lora_v"] / "checkpoint_v.pth"), path)
-    assert (found.words, found.text_weight) == ([], 0)
+    explanation = explain(load_predictor(trained["lora"] / "checkpoint.pth"), path, "good morning")
+    assert [word.piece for word in explanation.words] == ["[CLS]", "good", "morning", "[SEP]"]
+    assert 0 < sum(word.weight for word in explanation.words) < explanation.text_weight < 1
+    explanation = explain(load_predictor(trained["lora_v"] / "checkpoint_v.pth"), path)
+    assert (explanation.words, explanation.text_weight) == ([], 0)

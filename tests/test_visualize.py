@@ -3,14 +3,19 @@
 import json
 import shutil
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from inference.overlay import darkened
+from inference.explain import explain, reattention_stages
+from inference.overlay import explanation_figure, view_names, view_picture
+from inference.predictor import load_predictor
 from readers.annotations import read_ser
 from runtime.figures import calibration
 from tests.conftest import SMALL
@@ -100,9 +105,9 @@ def test_a_board_that_is_not_installed_is_an_error(sticker_set, tmp_path, monkey
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["none"], "none: expected images behind a checkpoint, or a run folder"),
+        (["none"], "none: expected images after a checkpoint, or a run folder"),
         (["tests"], "tests/log.txt: no such file"),
-        (["tests", "image.png"], "tests: expected no images behind a run folder"),
+        (["tests", "image.png"], "tests: expected no images after a run folder"),
         (["none.pth", "image.png"], "none.pth: no such file"),
     ],
 )
@@ -112,13 +117,47 @@ def test_a_mistake_is_one_line(arguments, words, tmp_path, run_script):
     assert words in finished.output
 
 
-def test_what_no_head_selected_is_dark():
-    image = Image.new("RGB", (64, 64), (200, 100, 50))
-    picture = np.asarray(darkened(image, torch.tensor([[0.0, 0.5], [1.0, 0.0]])))
-    assert picture.shape == (256, 256, 3)
-    assert picture[10, 10].tolist() == [40, 20, 10]
-    assert picture[10, 200].tolist() == [120, 60, 30]
-    assert picture[200, 10].tolist() == [200, 100, 50]
+@pytest.fixture(scope="module")
+def predictor(trained):
+    return load_predictor(trained["lora_v"] / "checkpoint_v.pth", device="cpu")
+
+
+@pytest.mark.parametrize("size", [(146, 146), (300, 150), (40, 90)])
+def test_the_box_is_the_part_that_the_network_saw(predictor, size):
+    image = Image.effect_noise((10, 10), 90).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    explanation = explain(predictor, image)
+    assert explanation.image.tobytes() == image.tobytes()
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    seen = (predictor.tensor(image) * deviation + mean).mul(255)[0].numpy()
+    part = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC, box=explanation.box).convert("L"))
+    assert np.abs(part - seen).mean() < 2
+
+
+def test_a_cell_is_darker_the_more_heads_selected_it(predictor):
+    shares = torch.tensor([[0.0, 0.25, 0.5], [0.75, 1.0, 0.0]])
+    explanation = explain(predictor, Image.new("RGB", (146, 146), "white"))
+    explanation = explanation._replace(focus=[one._replace(shares=shares) for one in explanation.focus])
+    figure = explanation_figure(explanation)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L"))
+    left, top, right, bottom = explanation.box
+    for axis in figure.axes[1:5]:
+        shades = {}
+        for (row, column), share in np.ndenumerate(shares.numpy()):
+            x, y = left + (column + 0.5) * (right - left) / 3, top + (row + 0.5) * (bottom - top) / 2
+            place = axis.transData.transform((x, y)).astype(int)
+            shades[float(share)] = int(pixels[-place[1], place[0]])
+        assert shades[0] == 255
+        assert all(shades[light] > shades[dark] + 25 for light, dark in pairwise(sorted(shades)))
+
+
+def test_views_have_names_and_differ(predictor, sticker_set):
+    names = ["sticker", "stage 1", "stage 2", "stage 3", "stage 4", "class token's attention"]
+    assert view_names(reattention_stages(predictor)) == names
+    explanation = explain(predictor, read_ser(sticker_set, "test")[0].path)
+    assert [axis.get_title() for axis in explanation_figure(explanation).axes[:6]] == names
+    assert len({view_picture(explanation, name).tobytes() for name in names}) == 6
 
 
 def test_calibration_error_is_the_mean_gap_of_the_bins():

@@ -1,11 +1,11 @@
-"""Tries a checkpoint in a browser, on this machine alone (`make app` installs what it needs and starts it):
+"""Serves a page to try a checkpoint in a browser on this machine (`make app` installs what it needs and starts it):
 
     python tools/app.py                                   # weights/lora_v_demo.pth, http://127.0.0.1:7860
     python tools/app.py runs/demo/checkpoint_best.pth --port 8000
 
-One tab takes a sticker and shows what the network sees in it and where it looked, the other takes several files and
-gives the table of `tools/predict.py --format csv`. The page asks no other host for anything, no usage is reported, and
-what was uploaded is gone an hour later, or when the program ends (Ctrl-C).
+One tab takes a sticker and shows the probabilities and what the network looked at. The other takes several files and
+gives the table of `tools/predict.py --format csv`. The page contacts no other host and reports no usage. Uploads are
+removed after an hour, or when the program ends (Ctrl-C).
 """
 
 import argparse
@@ -25,9 +25,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/app.py` finds the project's modules
-# Gradio reads these while it is imported, and makes folders in the second.
+# Gradio reads these during its import.
 UPLOADS = tempfile.TemporaryDirectory(prefix="sticker-app-")
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no report, no question for the newest version
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no report, no check for a newer version
 os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 
 try:
@@ -38,8 +38,8 @@ except ModuleNotFoundError as error:
 
 from PIL import Image
 
-from inference.explain import explain
-from inference.overlay import panels
+from inference.explain import Explanation, explain, reattention_stages
+from inference.overlay import STICKER, view_names, view_picture
 from inference.predictor import Prediction, Predictor, load_predictor
 from readers.annotations import read_ser
 from runtime.monitor import ending_on_signals
@@ -52,30 +52,29 @@ DEFAULT_CHECKPOINT = ROOT / "weights" / "lora_v_demo.pth"
 DEFAULT_EXAMPLES = ROOT / "data" / "demo" / "Images"
 EXAMPLES = 8
 EXAMPLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-MAX_FILE_SIZE = "10mb"  # of one upload; the number of pixels is bounded where the image is read
+MAX_FILE_SIZE = "10mb"  # of one upload; `read_image` limits the number of pixels
 MAX_FILES = 200
 MAX_TEXT = 500  # characters; the network reads 30 word pieces
-KEPT = 3600  # seconds that uploads and a page's pictures stay
-MAX_PAGES = 20  # open pages whose pictures are kept
+KEPT = 3600  # seconds that uploads and results are kept
+MAX_PAGES = 20  # open pages whose results are kept
 BATCH_SIZE = 16
 SHOWN_ERRORS = 5
-# Fonts that the system has; a theme may name Google's, which the page would then ask for.
+# Fonts of the system; the default theme loads fonts from Google.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-# Explaining leaves hooks in the network while it runs, so one call at a time, from whichever tab.
+# `explain` adds hooks to the network while it runs: only one call at a time, from either tab.
 NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
 
-# Gradio's own would open an upload and convert it its way, or fail with a traceback, before `read_image` sees it.
-# Set on the class, since Gradio makes components anew when an example is chosen.
+# Gradio's own `preprocess` opens and converts an upload, or fails with a traceback, before `read_image` sees it.
+# It is replaced on the class because Gradio creates the component again when an example is chosen.
 gr.Image.preprocess = lambda self, upload: upload and upload.path
 
-View = tuple[str, Image.Image]
 Example = tuple[str, str]  # path and text
 
 
-def build_page(predictor: Predictor, examples: Sequence[Example]) -> gr.Blocks:
-    """The page with its two tabs."""
+def build_page(predictor: Predictor, checkpoint: str, examples: Sequence[Example]) -> gr.Blocks:
+    """The page with its two tabs; `checkpoint` is the file's name."""
     with gr.Blocks(title="Sticker emotion", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)) as page:
-        gr.Markdown(f"# Sticker emotion\n{predictor.name.upper().replace('_', '-')}, {predictor.network.title}")
+        gr.Markdown(f"# Sticker emotion\n{predictor.network.title}, {checkpoint}")
         with gr.Tab("One sticker"):
             add_one_sticker(predictor, examples)
         with gr.Tab("Several files"):
@@ -84,9 +83,9 @@ def build_page(predictor: Predictor, examples: Sequence[Example]) -> gr.Blocks:
 
 
 def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
-    """The tab that judges a sticker and shows what each stage looked at."""
+    """The tab that classifies one sticker and shows what the network looked at."""
     reads_text = predictor.tokenizer is not None
-    views = gr.State([], time_to_live=KEPT)
+    explanation = gr.State(None, time_to_live=KEPT)
     with gr.Row():
         with gr.Column():
             sticker = gr.Image(label="Sticker", type="filepath", sources=["upload", "clipboard"], height=320)
@@ -100,11 +99,9 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
                 )
         with gr.Column():
             label = gr.Label(label="Emotion", num_top_classes=len(predictor.class_names))
-            slider = gr.Slider(
-                0, 1, value=0, step=1, label="Stage", info="0: the sticker as the network saw it; last: attention"
-            )
+            view = gr.Radio(view_names(reattention_stages(predictor)), value=STICKER, label="View")
             overlay = gr.Image(
-                label="What was looked at",
+                label="What the network looked at",
                 interactive=False,
                 format="png",
                 height=320,
@@ -112,92 +109,88 @@ def add_one_sticker(predictor: Predictor, examples: Sequence[Example]) -> None:
             )
     gr.on(
         [sticker.change, button.click, text.submit],
-        partial(judge, predictor),
-        [sticker, text, slider],
-        [label, views, slider, overlay],
+        partial(explain_sticker, predictor),
+        [sticker, text, view],
+        [label, explanation, overlay],
         **NETWORK,
     )
-    slider.change(show_view, [views, slider], overlay, show_progress="hidden", trigger_mode="always_last")
+    view.change(show_view, [explanation, view], overlay, show_progress="hidden", trigger_mode="always_last")
 
 
-def judge(predictor: Predictor, path: str | None, text: str, view: int) -> tuple[Any, list[View], Any, Any]:
-    """The probabilities, the views of the slider, the slider and the view that it stands at; a message at a mistake."""
+def explain_sticker(
+    predictor: Predictor, path: str | None, text: str, view: str
+) -> tuple[dict[str, float] | None, Explanation | None, Image.Image | None]:
+    """The probabilities, what they are based on and the picture of a view; None for an image that cannot be read."""
     if path is None:
-        return None, [], gr.skip(), None
+        return None, None, None
     try:
-        found = explain(predictor, path, text)
+        explanation = explain(predictor, path, text)
     except UserError as error:
         gr.Warning(without_folder(error, path), title="Not read")
-        return None, [], gr.skip(), None  # what was found in another sticker is not left beside this one
+        return None, None, None  # clears the last sticker's result
     if predictor.tokenizer is not None and predictor.tokenizer.is_too_long(text):
         gr.Info("The text is longer than 30 word pieces and was cut.")
-    views = panels(found)
-    view = min(view, len(views) - 1)
-    slider = gr.Slider(maximum=len(views) - 1, value=view)
-    return found.prediction.probabilities, views, slider, show_view(views, view)
+    return explanation.prediction.probabilities, explanation, show_view(explanation, view)
 
 
-def show_view(views: Sequence[View], number: int) -> Any:
-    """The picture that the slider stands at, with its name."""
-    if not views:  # nothing judged yet, or an hour ago
-        return None
-    name, picture = views[number]
-    return gr.Image(picture, label=name)
+def show_view(explanation: Explanation | None, view: str) -> Image.Image | None:
+    """The picture of a view; None before the first prediction and after an hour."""
+    return explanation and view_picture(explanation, view)
 
 
 def without_folder(error: UserError | str, path: str | Path) -> str:
-    """An error's line for the page: without the folder of the upload, and as text where it looks like HTML."""
+    """An error's line for the page: without the upload's folder, and escaped for HTML."""
     return html.escape(str(error).replace(f"{Path(path).parent}{os.sep}", ""))
 
 
 def add_several_files(predictor: Predictor) -> None:
-    """The tab that judges many files."""
+    """The tab that classifies many files."""
     files = gr.File(label=f"Up to {MAX_FILES} stickers", file_count="multiple", type="filepath")
     text = gr.Textbox(label="Text of each", visible=predictor.tokenizer is not None, max_length=MAX_TEXT)
     button = gr.Button("Predict all", variant="primary")
     table = gr.Dataframe(label="Predictions", interactive=False)
     download = gr.File(label="As CSV", interactive=False)
-    button.click(partial(judge_files, predictor), [files, text], [table, download], **NETWORK)
+    button.click(partial(predict_files, predictor), [files, text], [table, download], **NETWORK)
 
 
-def judge_files(
+def predict_files(
     predictor: Predictor,
     paths: Sequence[str] | None,
     text: str,
     progress: gr.Progress = gr.Progress(),  # noqa: B008
 ) -> tuple[Any, str | None]:
-    """The table and the CSV file of those that can be read; a message names the others."""
+    """The table and the CSV file of the images that can be read; a message names the others."""
     if not paths or len(paths) > MAX_FILES:
         gr.Warning(f"Expected 1 to {MAX_FILES} files, found {len(paths or [])}.", title="Not read")
         return None, None
     items = [Item(Path(path), text) for path in paths]
-    found: list[tuple[Item, Prediction]] = []
+    predictions: list[tuple[Item, Prediction]] = []
     unreadable = []
     for item, result in progress.tqdm(predict(predictor, items, BATCH_SIZE), total=len(items), unit="image"):
         if isinstance(result, str):
             unreadable.append(without_folder(result, item.path))
         else:
-            found.append((Item(Path(item.path.name), text), result))
+            predictions.append((Item(Path(item.path.name), text), result))
     if unreadable:
         more = [f"and {len(unreadable) - SHOWN_ERRORS} more"] if len(unreadable) > SHOWN_ERRORS else []
         gr.Warning("<br>".join([*unreadable[:SHOWN_ERRORS], *more]), title=f"{len(unreadable)} not read")
-    if not found:
+    if not predictions:
         return None, None
-    content = as_csv(found, predictor.class_names)
+    content = as_csv(predictions, predictor.class_names)
     file = Path(tempfile.mkdtemp(dir=UPLOADS.name)) / "predictions.csv"
     file.write_text(content, encoding="utf-8")
     return as_dataframe(content), str(file)
 
 
 def as_dataframe(content: str) -> Any:
-    """The CSV's columns as a table to look at, its probabilities to three decimals."""
+    """The CSV file as a table, with probabilities to three decimals."""
     header, *rows = csv.reader(io.StringIO(content))
     shown = [[*row[:3], *(f"{float(value):.3f}" for value in row[3:])] for row in rows]
     return gr.Dataframe(shown, headers=header)
 
 
 def find_examples(folder: Path) -> list[Example]:
-    """Stickers to try: of SER30K's layout one of each class of the test split, otherwise the folder's first files."""
+    """Stickers to try: one of each class of the test split in SER30K's layout, or the first files of another folder."""
     if not (folder.parent / "Annotations").is_dir():
         files = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in EXAMPLE_SUFFIXES)
         return [(str(path), "") for path in islice(files, EXAMPLES)]
@@ -208,9 +201,9 @@ def find_examples(folder: Path) -> list[Example]:
 
 
 def check_port(port: int) -> None:
-    """Raises UserError where no server can listen on the port."""
+    """Raises UserError if no server can listen on the port."""
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that just ended is no hindrance
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just in use is free
         try:
             listener.bind((HOST, port))
         except (OSError, OverflowError) as error:
@@ -218,16 +211,16 @@ def check_port(port: int) -> None:
 
 
 def serve(page: gr.Blocks, port: int) -> None:
-    """Serves the page until a signal comes."""
+    """Serves the page until a signal arrives."""
     page.launch(
         server_name=HOST,
         server_port=port,
         share=False,
         quiet=True,
-        prevent_thread_lock=True,  # Gradio's own waiting knows no SIGTERM
+        prevent_thread_lock=True,  # Gradio's own loop ignores SIGTERM
         ssr_mode=False,
         run_history=False,
-        footer_links=[],  # to hosts outside
+        footer_links=[],  # they lead to other hosts
         max_file_size=MAX_FILE_SIZE,
         state_session_capacity=MAX_PAGES,
         theme=THEME,
@@ -243,17 +236,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=DEFAULT_CHECKPOINT, help="of LORA or LORA-V")
     parser.add_argument("--port", type=positive_int, default=7860)
-    parser.add_argument("--examples", type=Path, metavar="DIR", help="stickers to try (the demo set's)")
+    parser.add_argument("--examples", type=Path, metavar="DIR", help="stickers to try (default: the demo set)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder of a text encoder's own vocabulary")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serves the page until a signal comes, which is raised.
+    """Serves the page until a signal arrives.
 
     Raises:
-        UserError: no checkpoint, no examples where they were said to be, a port that cannot be used.
+        UserError: the checkpoint or the folder of examples does not exist, or the port cannot be used.
+        Interrupted, KeyboardInterrupt: the signal.
     """
     options = build_parser().parse_args(arguments)
     if not options.checkpoint.is_file():
@@ -268,10 +262,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
         if not predictor.selects_patches:
             raise UserError(
-                f"{printable(options.checkpoint)}: found {predictor.name}: expected a checkpoint of lora or lora_v"
+                f"{printable(options.checkpoint)}: expected a checkpoint of lora or lora_v, found {predictor.name}"
             )
         examples = options.examples or DEFAULT_EXAMPLES
-        serve(build_page(predictor, find_examples(examples) if examples.is_dir() else []), options.port)
+        page = build_page(predictor, options.checkpoint.name, find_examples(examples) if examples.is_dir() else [])
+        serve(page, options.port)
 
 
 if __name__ == "__main__":

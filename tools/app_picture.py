@@ -1,6 +1,6 @@
-"""Takes a picture of the page of tools/app.py with a sticker judged in it (needs what `make test-app` installs):
+"""Takes a picture of the page of tools/app.py with the prediction for a sticker (needs what `make test-app` installs):
 
-python tools/app_picture.py data/demo/Images/twemoji/1F61A.png docs/pictures/app.png
+python -m tools.app_picture data/demo/Images/twemoji/1F61A.png docs/pictures/app.png
 """
 
 import argparse
@@ -9,18 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = "/usr/bin/chromium"
 PORT = 7861
 SECONDS = 120
-STAGE = "2"  # that the slider shows
+VIEW = "stage 2"
 
 
 def take(sticker: Path, output: Path) -> None:
-    """Starts the app, uploads the sticker, waits for its bars, and writes the page as PNG."""
+    """Starts the app, uploads the sticker, waits for the bars, and writes the page as PNG."""
     from playwright.sync_api import sync_playwright
 
-    command = [sys.executable, str(ROOT / "tools" / "app.py"), "--port", str(PORT)]
+    command = [sys.executable, "tools/app.py", "--port", str(PORT)]
     app = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         address = app.stdout.readline().split()[0]
@@ -30,8 +29,7 @@ def take(sticker: Path, output: Path) -> None:
             page.goto(address)
             page.locator("input[type=file]").first.set_input_files(str(sticker))
             page.locator("meter").first.wait_for(timeout=1000 * SECONDS)
-            page.get_by_label("number input for Stage").fill(STAGE)
-            page.get_by_label("number input for Stage").press("Enter")
+            page.get_by_role("radio", name=VIEW).check()
             page.wait_for_timeout(2000)  # until the picture has changed
             page.screenshot(path=str(output))
             browser.close()

@@ -1,13 +1,13 @@
-"""Draws what a network looks at, or the figures of a run folder:
+"""Draws what a network looked at, or the figures of a run folder:
 
     python tools/visualize.py weights/lora_v_demo.pth sticker.png --output pictures
     python tools/visualize.py runs/demo/checkpoint_best.pth sticker.png --text "so happy" --format png pdf
     python tools/visualize.py runs/demo                        # into the folder itself
 
-For an image: the patches that each stage selected (brightness: how many heads took them), the class token's attention,
-the probabilities, and the words' weights. For a run: training curves, confusion matrix, figures by class, reliability
-diagram, a map of the fused features and the most confident mistakes; and the test figures beside the baselines', where
-baselines_test.json is there (tools/baselines.py).
+For an image: heat maps of the patches that each stage selected (the share of heads) and of the class token's attention,
+the probabilities, and the words' weights. For a run: training curves, confusion matrix, metrics by class, reliability
+diagram, a map of the fused features and the most confident mistakes. If the folder has baselines_test.json (see
+tools/baselines.py), the test metrics are printed beside the baselines'.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sklearn.manifold import TSNE
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
 
-from inference.explain import explain, keeping
+from inference.explain import explain, keep_result
 from inference.overlay import explanation_figure
 from inference.predictor import Predictor, load_predictor
 from readers.data_sets import DATA_SETS
@@ -36,11 +36,11 @@ from utils import UserError, make_writable_folder
 
 BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
 MISTAKES = 24
-BATCH = 32  # images that go through the network together for the map
+BATCH = 32  # for the feature map
 
 
 class Sample(NamedTuple):
-    """A line of a predictions file: the image's path, the true and the predicted class, the latter's probability."""
+    """A line of a predictions file: the image's path, the true class, the predicted class and its probability."""
 
     path: Path
     truth: str
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class RunFolder(NamedTuple):
-    """What a run left: its log, the test figures and predictions of its best, else its last checkpoint, its options."""
+    """The files of a run: log, options, and the test metrics and predictions of its best (or last) checkpoint."""
 
     log: list[dict[str, Any]]
     metrics: dict[str, Any]
@@ -59,29 +59,29 @@ class RunFolder(NamedTuple):
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Reads a run folder; raises UserError where a file is missing or is not what a run writes."""
-    found = sorted(path.name.removesuffix("_test.json") for path in folder.glob("checkpoint*_test.json"))
-    stem = max(found, key=lambda name: name.endswith("_best"), default=None)
+    """Reads a run folder; raises UserError if a file is missing or is not what a run writes."""
+    stems = sorted(path.name.removesuffix("_test.json") for path in folder.glob("checkpoint*_test.json"))
+    stem = max(stems, key=lambda name: name.endswith("_best"), default=None)
     if not (folder / "log.txt").is_file():
-        raise UserError(f"{folder / 'log.txt'}: no such file; name the output folder of a training")
+        raise UserError(f"{folder / 'log.txt'}: no such file; give the output folder of a training")
     if stem is None:
-        raise UserError(f"{folder}: lacks checkpoint_best_test.json; run the evaluation (--eval) first")
+        raise UserError(f"{folder}: no checkpoint_best_test.json; run the evaluation (--eval) first")
     try:
         log = [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
         metrics = json.loads((folder / f"{stem}_test.json").read_text(encoding="utf-8"))
         options = json.loads((folder / "options.json").read_text(encoding="utf-8"))["options"]
         root = DATA_SETS[options["dataset"]].images_root(options["data_path"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: expected the files that a run writes, found {error!r}; evaluate it anew") from error
-    found = read_predictions(folder / f"{stem}_test.csv")
-    rows = zip(found.images, found.labels, found.predictions, found.probabilities, strict=True)
-    names = found.class_names
+        raise UserError(f"{folder}: expected the files of a run, found {error!r}; evaluate it again") from error
+    table = read_predictions(folder / f"{stem}_test.csv")
+    rows = zip(table.images, table.labels, table.predictions, table.probabilities, strict=True)
+    names = table.class_names
     samples = [Sample(root / image, names[label], names[guess], p[guess]) for image, label, guess, p in rows]
     return RunFolder(log, metrics, samples, options, folder / f"{stem}.pth")
 
 
 def run_figures(run: RunFolder, device: str) -> Iterator[tuple[str, Callable[[], Figure]]]:
-    """The names of a run's figures, each with what draws it; those that need the images come last."""
+    """The names of a run's figures with the functions that draw them; those that read the images come last."""
     confidence = np.array([one.confidence for one in run.samples])
     correct = np.array([one.truth == one.guess for one in run.samples])
     yield "curves", lambda: figures.curves(run.log)
@@ -100,7 +100,7 @@ def mistakes(samples: Sequence[Sample]) -> Figure:
 
 
 def feature_map(run: RunFolder, device: str) -> Figure:
-    """t-SNE (scikit-learn) of what the head reads of the test images, by their true class; texts are left out."""
+    """t-SNE (scikit-learn) of the fused features of the test images without texts, marked by their true class."""
     predictor = load_predictor(run.checkpoint, device=device, bert_model=run.options["bert_model"])
     features = fused_features(predictor, [one.path for one in run.samples])
     neighbours = min(30, (len(features) - 1) / 3)
@@ -112,18 +112,18 @@ def feature_map(run: RunFolder, device: str) -> Figure:
 
 @torch.inference_mode()
 def fused_features(predictor: Predictor, paths: Sequence[Path]) -> np.ndarray:
-    """What the head of the network reads of each image, (n, hidden dimension)."""
-    found = []
+    """The input of the network's head for each image, (n, hidden_dim)."""
+    features = []
     for start in range(0, len(paths), BATCH):
-        seen: dict[str, Any] = {}
-        with keeping(predictor.model.fusion_model, "fused", seen):
+        results: dict[str, Any] = {}
+        with keep_result(predictor.model.fusion_model, "fused", results):
             predictor.logits(*predictor.inputs(paths[start : start + BATCH]))
-        found.append(seen["fused"].float().cpu())
-    return torch.cat(found).numpy()
+        features.append(results["fused"].float().cpu())
+    return torch.cat(features).numpy()
 
 
 def compare(metrics: dict[str, Any], baselines_file: Path) -> str:
-    """The network's test figures beside the baselines', and whether it is better than they."""
+    """A table of the network's and the baselines' test metrics, and a line for each baseline that is as good."""
     ours = (metrics["acc1"] / 100, metrics["macro"]["f1"])
     rows = {}
     if baselines_file.is_file():
@@ -138,7 +138,7 @@ def compare(metrics: dict[str, Any], baselines_file: Path) -> str:
 
 
 def draw_run(folder: Path, output: Path, formats: Sequence[str], device: str) -> None:
-    """Draws a run folder's figures; one whose images or network are not there is left out, and this is said."""
+    """Draws a run folder's figures; says which ones it cannot draw because images or the network are missing."""
     run = read_run(folder)
     for name, draw in run_figures(run, device):
         try:
@@ -149,27 +149,27 @@ def draw_run(folder: Path, output: Path, formats: Sequence[str], device: str) ->
 
 
 def draw_images(options: argparse.Namespace, output: Path) -> None:
-    """Explains images by a checkpoint; raises UserError."""
+    """Draws what the network looked at in each image; raises UserError."""
     predictor = load_predictor(options.source, device=options.device, bert_model=options.bert_model)
     for number, path in enumerate(options.images):
-        prefix = f"{number:04}_" if len(options.images) > 1 else ""  # so that equal names do not meet
+        prefix = f"{number:04}_" if len(options.images) > 1 else ""  # keeps equal names apart
         save(explanation_figure(explain(predictor, path, options.text)), output, prefix + path.stem, options.format)
 
 
 def save(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> None:
-    """Writes a figure in each of the formats and says where."""
+    """Writes a figure in each format and prints the paths."""
     print(", ".join(str(path) for path in figures.save_figure(figure, [folder / f"{name}.{one}" for one in formats])))
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="a checkpoint, with images behind it, or a run folder alone")
+    parser.add_argument("source", type=Path, help="a checkpoint, followed by images, or a run folder")
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
     parser.add_argument("--text", default="", help="text of the images, for LORA")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="default: the run folder, or pictures")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: the run folder; for images, pictures")
     parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png"])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder of a text encoder's own vocabulary")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
     return parser
 
 
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     is_run = options.source.is_dir()
     if is_run == bool(options.images):
-        expected = "no images behind a run folder" if is_run else "images behind a checkpoint, or a run folder"
+        expected = "no images after a run folder" if is_run else "images after a checkpoint, or a run folder"
         raise UserError(f"{options.source}: expected {expected}")
     output = options.output or (options.source if is_run else Path("pictures"))
     make_writable_folder(output)
