@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from tools.tables.experiments import (
     read_settings,
     read_tables,
 )
-from tools.tables.running import UNTRAINED, Job, NotRun, RunContext, fill, stand_in
+from tools.tables.running import UNTRAINED, Job, RunContext, fill, stand_in
 from tools.tables.writing import COLUMNS, Row, Rows, score_column, write_tables
 from utils import UserError
 
@@ -92,9 +93,8 @@ def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results
     rows: Rows = {table.name: [] for table in tables}
     for table in tables:
         for one in table.rows:
-            for protocol in dict.fromkeys(job.protocol for job in jobs[one.name]):
-                own = [job for job in jobs[one.name] if job.protocol == protocol]
-                rows[table.name].append(row_of(one, own, results, context))
+            for _, same in groupby(jobs[one.name], key=lambda job: job.protocol):
+                rows[table.name].append(row_of(one, list(same), results, context))
     return rows
 
 
@@ -114,18 +114,10 @@ def hide_root(text: str) -> str:
     return text.replace(f"{ROOT}{os.sep}", "")
 
 
-def attempt(job: Job, context: RunContext) -> dict[str, Any] | str:
-    """The figures of a job, or why there are none."""
-    try:
-        return fill(job, context)
-    except NotRun as error:
-        return str(error)
-
-
 def fill_all(jobs: Sequence[Job], context: RunContext, at_once: int) -> Iterator[tuple[Job, dict[str, Any] | str]]:
     """Fills jobs, `at_once` of them side by side, and yields each with its outcome."""
     with ThreadPoolExecutor(at_once) as pool:
-        running = {pool.submit(attempt, job, context): job for job in jobs}
+        running = {pool.submit(fill, job, context): job for job in jobs}
         try:
             for one in as_completed(running):
                 yield running[one], one.result()

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,32 +120,22 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
-    """The flags of both sets; --output has no default."""
+def build_parser(prog: str, description: str, output: Path | None = None) -> argparse.ArgumentParser:
+    """The flags of both sets."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="folder of the set")
+    parser.add_argument("--output", type=Path, default=output, metavar="DIR", help="folder of the set")
     parser.add_argument("--seed", type=int, default=0, help="of the split and the texts (default: 0)")
-    parser.add_argument(
-        "--val-share", type=parse_val_share, default=VAL_SHARE, help="val of the demo set; more is taken from train"
-    )
-    parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument("--val-share", type=float, default=VAL_SHARE, help="val of the demo set, taken from train")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: 128)")
     parser.add_argument("--force", action="store_true", help="make the set again, and replace the one that is there")
     return parser
 
 
-def parse_size(text: str) -> int:
-    """The side of pictures, for argparse."""
-    if not text.isdecimal() or not 16 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"expected 16 to 1024 pixels, found {text}")
-    return int(text)
-
-
-def parse_val_share(text: str) -> float:
-    """The share of val, for argparse."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 0.5:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 0.5, found {text}")
-    return share
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, of which two have limits."""
+    options = parser.parse_args(arguments)
+    if not 0 < options.val_share <= 0.5:
+        parser.error(f"--val-share: expected a number above 0 and at most 0.5, found {options.val_share:g}")
+    if not 16 <= options.size <= 1024:
+        parser.error(f"--size: expected 16 to 1024 pixels, found {options.size}")
+    return options

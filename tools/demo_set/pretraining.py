@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from tools.demo_set.made_set import MadeSet, build_parser
+from tools.demo_set.made_set import MadeSet, build_parser, parse
 from tools.demo_set.stickers import (
     LABELS,
     SPLITS,
@@ -134,9 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a missing package, an output that may not or cannot be written.
     """
-    parser = build_parser("pretraining", "Draws the pictures that the demo's backbone is pretrained on.")
-    parser.set_defaults(output=Path("data/pretraining"))
-    options = parser.parse_args(arguments)
+    what = "Draws the pictures that the demo's backbone is pretrained on."
+    options = parse(build_parser("pretraining", what, Path("data/pretraining")), arguments)
     began = time.perf_counter()
     request = make_request(RECIPE, {key: getattr(options, key) for key in ("seed", "size", "val_share")})
     made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png", request)

@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from tools.demo_set.made_set import VAL_SHARE, MadeSet, build_parser, write_json
+from tools.demo_set.made_set import VAL_SHARE, MadeSet, build_parser, parse, write_json
 from tools.demo_set.styles import STYLES, package_folder, pixels_on_white, variants
 from tools.tables.writing import format_table
 from utils import UserError
@@ -242,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser("demo_set", "Draws the demo set from the packages of requirements-demo.txt.")
     parser.add_argument("--split", choices=OUTPUTS, default="image", help="what is divided 70/10/20 (default: image)")
     parser.add_argument("--bert-folder", action="store_true", help="print the folder of the text encoder, and end")
-    options = parser.parse_args(arguments)
+    options = parse(parser, arguments)
     if options.bert_folder:
         print(bert_folder())
         return

@@ -108,24 +108,23 @@ def stand_in(one: Experiment, settings: Settings) -> str | None:
     return settings.models.get(one.model or one.backbone, one.model)
 
 
-def fill(job: Job, context: RunContext) -> dict[str, Any]:
-    """The figures of a job.
-
-    Raises:
-        NotRun: no data, no weights, or a run that failed.
-    """
+def fill(job: Job, context: RunContext) -> dict[str, Any] | str:
+    """The figures of a job, or why there are none: no data, no weights, or a run that failed."""
     one, settings = job.experiment, context.settings
     if not one.script:
-        raise NotRun("a figure of the literature")
+        return "a figure of the literature"
     if stand_in(one, settings) is None:
-        raise NotRun(f"{one.model or one.backbone} has no small form in these settings")
+        return f"{one.model or one.backbone} has no small form in these settings"
     data = job.data_path(context)
     if not data.is_dir():
-        raise NotRun(f"no data: {data}")
+        return f"no data: {data}"
     checkpoint = context.weights / f"{one.name}.pth"
-    if settings.is_published and checkpoint.is_file() and job.protocol == one.protocols[0]:
-        return evaluated(job, context, checkpoint)
-    return trained(job, context)
+    try:
+        if settings.is_published and checkpoint.is_file() and job.protocol == one.protocols[0]:
+            return evaluated(job, context, checkpoint)
+        return trained(job, context)
+    except NotRun as error:
+        return str(error)
 
 
 def evaluated(job: Job, context: RunContext, checkpoint: Path) -> dict[str, Any]:
