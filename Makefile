@@ -20,29 +20,29 @@ $(VENV)/installed: requirements.txt requirements-dev.txt requirements-demo.txt
 	@touch $@
 
 demo-set: install
-	$(PYTHON) tools/make_demo_set.py --split $(SPLIT)
+	$(PYTHON) -m tools.demo_set --split $(SPLIT)
 
 demo: demo-set
 	$(PYTHON) main.py --config configs/demo.py --data-path $(DEMO_DATA) --output_dir $(DEMO_RUN) \
-	  --bert-model $$($(PYTHON) tools/make_demo_set.py --bert-folder)
+	  --bert-model $$($(PYTHON) -m tools.demo_set --bert-folder)
 	$(PYTHON) main.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)/checkpoint_best.pth --eval
-	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)/baselines_test.json
+	$(PYTHON) -m tools.baselines $(DEMO_DATA) --json $(DEMO_RUN)/baselines_test.json
 	$(PYTHON) tools/visualize.py $(DEMO_RUN)
 
 demo-v: demo-set
 	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --output_dir $(DEMO_RUN)-v
 	$(PYTHON) main_V.py --config configs/demo.py --data-path $(DEMO_DATA) --resume $(DEMO_RUN)-v/checkpoint_v_best.pth --eval
-	$(PYTHON) tools/baselines.py $(DEMO_DATA) --json $(DEMO_RUN)-v/baselines_test.json
+	$(PYTHON) -m tools.baselines $(DEMO_DATA) --json $(DEMO_RUN)-v/baselines_test.json
 	$(PYTHON) tools/visualize.py $(DEMO_RUN)-v
 
 pretraining: install
-	$(PYTHON) tools/make_pretraining_set.py
+	$(PYTHON) -m tools.demo_set.pretraining
 	$(PYTHON) main_V.py --config configs/pretraining.py --output_dir runs/pretraining --resume auto
-	$(PYTHON) tools/shrink_checkpoint.py runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
+	$(PYTHON) -m tools.shrink_checkpoint runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
 
 reproduce-demo: demo-set
 	$(PYTHON) tools/reproduce.py --data-root data --settings configs/paper_demo.py --train --jobs 2 \
-	  --bert-model "$$($(PYTHON) tools/make_demo_set.py --bert-folder)" --output docs/results/demo
+	  --bert-model "$$($(PYTHON) -m tools.demo_set --bert-folder)" --output docs/results/demo
 
 app: $(VENV)/installed-app
 	$(PYTHON) tools/app.py $(CHECKPOINT)

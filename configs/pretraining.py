@@ -1,4 +1,4 @@
-"""The demo's backbone, pretrained as a plain classifier of drawn emoji (tools/make_pretraining_set.py).
+"""The demo's backbone, pretrained as a plain classifier of drawn emoji (tools/demo_set/pretraining.py).
 
     make pretraining      75 minutes with one thread; val 83 %, test 88 % of 100 subgroups
 

@@ -96,7 +96,7 @@ def test_its_checkpoint_is_evaluated_by_the_same_command(pretrained, pictures):
 
 def test_its_checkpoint_starts_a_backbone_whole_or_shrunk(pretrained, sticker_set, tmp_path, run_script):
     small = tmp_path / "small.pth"
-    finished = run_script("tools/shrink_checkpoint.py", pretrained / "checkpoint_pvt.pth", small, "--without-head")
+    finished = run_script("-m", "tools.shrink_checkpoint", pretrained / "checkpoint_pvt.pth", small, "--without-head")
     assert finished.code == 0, finished.output
     assert small.stat().st_size < 0.6 * sum(
         value.nbytes for value in read_checkpoint(pretrained / "checkpoint_pvt.pth", "--resume").model.values()
@@ -115,7 +115,7 @@ def test_its_checkpoint_starts_a_backbone_whole_or_shrunk(pretrained, sticker_se
 
 def test_a_shrunk_checkpoint_is_evaluated_as_before(trained, sticker_set, tmp_path, run_script):
     small = tmp_path / "checkpoint_v.pth"
-    finished = run_script("tools/shrink_checkpoint.py", trained["lora_v"] / "checkpoint_v.pth", small)
+    finished = run_script("-m", "tools.shrink_checkpoint", trained["lora_v"] / "checkpoint_v.pth", small)
     assert finished.code == 0, finished.output
     probabilities = []
     for path in (shutil.copy(trained["lora_v"] / "checkpoint_v.pth", tmp_path / "large.pth"), small):
@@ -129,6 +129,6 @@ def test_a_shrunk_checkpoint_is_evaluated_as_before(trained, sticker_set, tmp_pa
 
 def test_shrinking_refuses_what_is_no_checkpoint(tmp_path, run_script):
     (tmp_path / "text.pth").write_text("not a checkpoint")
-    finished = run_script("tools/shrink_checkpoint.py", tmp_path / "text.pth", tmp_path / "out.pth")
+    finished = run_script("-m", "tools.shrink_checkpoint", tmp_path / "text.pth", tmp_path / "out.pth")
     assert (finished.code, len(finished.output.splitlines())) == (2, 1)
     assert not (tmp_path / "out.pth").exists()

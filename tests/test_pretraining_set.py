@@ -10,7 +10,8 @@ from PIL import Image
 from readers.annotations import read_ser
 from readers.data_sets import DATA_SETS
 from readers.own_data import read_folder
-from tools import make_demo_set, make_pretraining_set
+from tools.demo_set import pretraining as pretraining_set
+from tools.demo_set import stickers as demo_set
 from tools.demo_set import styles
 from tools.demo_set.styles import emoji_of, pixels_on_white
 
@@ -23,7 +24,7 @@ def demo(tmp_path_factory) -> dict[str, Path]:
     """The demo set, small, split by image and by concept."""
     roots = {split: tmp_path_factory.mktemp(split) / "demo" for split in ("image", "concept")}
     for split, root in roots.items():
-        make_demo_set.main(["--output", str(root), "--split", split, "--size", str(SIZE)])
+        demo_set.main(["--output", str(root), "--split", split, "--size", str(SIZE)])
     return roots
 
 
@@ -36,8 +37,8 @@ def pretraining(tmp_path_factory) -> Path:
         chosen.append(dataclasses.replace(style, codepoints=lambda codepoints=codepoints: codepoints))
     root = tmp_path_factory.mktemp("set") / "pretraining"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_pretraining_set, "STYLES", chosen)
-        make_pretraining_set.main(["--output", str(root), "--size", str(SIZE)])
+        patch.setattr(pretraining_set, "STYLES", chosen)
+        pretraining_set.main(["--output", str(root), "--size", str(SIZE)])
     return root
 
 
@@ -57,15 +58,15 @@ def test_no_emoji_of_the_concept_splits_val_and_test_is_in_it(demo, pretraining)
     held_out = {
         sample.path.stem.split("-")[0] for split in ("val", "test") for sample in read_ser(demo["concept"], split)
     }
-    found = {path.stem.removeprefix(styles_of(path)).split("-")[0] for path in pretraining.glob("*/*/*.png")}
+    drawn = {path.stem.removeprefix(styles_of(path)).split("-")[0] for path in pretraining.glob("*/*/*.png")}
     train = {sample.path.stem.split("-")[0] for sample in read_ser(demo["concept"], "train")}
     assert held_out
-    assert not held_out & found
-    assert train & found
+    assert not held_out & drawn
+    assert train & drawn
 
 
 def test_more_of_the_demo_is_held_out_with_a_larger_share_of_val():
-    usual, larger = (make_pretraining_set.held_out(SIZE, share) for share in (0.1, 0.35))
+    usual, larger = (pretraining_set.held_out(SIZE, share) for share in (0.1, 0.35))
     assert usual.pixels < larger.pixels
     assert usual.first < larger.first
 
@@ -92,6 +93,6 @@ def test_variants_are_one_emoji():
     assert emoji_of("1F468-1F3FB-200D-1F680") == "1F468-200D-1F680"
 
 
-def test_the_same_request_draws_nothing_anew(pretraining, capsys):
-    make_pretraining_set.main(["--output", str(pretraining), "--size", str(SIZE)])
+def test_the_same_request_draws_nothing_again(pretraining, capsys):
+    pretraining_set.main(["--output", str(pretraining), "--size", str(SIZE)])
     assert "kept" in capsys.readouterr().out

@@ -5,12 +5,14 @@ import json
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 from runtime.options import parse_options
+from runtime.reports import read_predictions
 from tests.conftest import ROOT, SMALL, run_process
 from tools.tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
-from tools.tables.writing import COLUMNS, Row, latex, markdown
+from tools.tables.writing import COLUMNS, Row, as_csv, latex, markdown
 from utils import UserError
 
 pytestmark = pytest.mark.long
@@ -34,7 +36,7 @@ table = dict(
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory, sticker_set, trained):
+def project(tmp_path_factory, sticker_set, trained):
     """A folder with data, a checkpoint, experiments and settings."""
     root = tmp_path_factory.mktemp("reproduce")
     (root / "data").mkdir()
@@ -60,12 +62,12 @@ def reproduce(root, *flags):
 
 
 @pytest.fixture(scope="module")
-def filled(workshop):
+def filled(project):
     """What is there without training, and then with it; starts without weights of a backbone, as settings say."""
-    _, before = reproduce(workshop)
-    source = (workshop / "paper" / "small.py").read_text()
-    (workshop / "paper" / "small.py").write_text(source.replace('flags="--l', 'start="", flags="--l'))
-    output, after = reproduce(workshop, "--train", "--jobs", "2")
+    _, before = reproduce(project)
+    source = (project / "paper" / "small.py").read_text()
+    (project / "paper" / "small.py").write_text(source.replace('flags="--l', 'start="", flags="--l'))
+    output, after = reproduce(project, "--train", "--jobs", "2")
     return before, after, output
 
 
@@ -77,9 +79,9 @@ def row(tables, name, protocol="val"):
 
 
 def test_a_checkpoint_is_evaluated_and_compared_with_what_was_published(filled, trained):
-    found = row(filled[0], "given", "published")
+    given = row(filled[0], "given", "published")
     expected = json.loads((trained["lora_v"] / "checkpoint_v_test.json").read_text())
-    (figures,) = found["seeds"].values()
+    (figures,) = given["seeds"].values()
     for name in ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples"):
         assert figures[name] == expected[name]
     low, high = figures["intervals"]["acc1"]
@@ -87,25 +89,25 @@ def test_a_checkpoint_is_evaluated_and_compared_with_what_was_published(filled, 
     assert figures["parameters"] > 1e6
     assert figures["operations"] > 1e7
     assert figures["images_per_second"] > 0
-    assert found["difference"] == f"{expected['acc1'] - 70:+.2f}, not reproduced"
+    assert given["difference"] == f"{expected['acc1'] - 70:+.2f}, not reproduced"
 
 
-def test_what_is_not_there_says_why(filled, workshop):
+def test_what_is_not_there_says_why(filled, project):
     before, after, _ = filled
     assert row(before, "given")["not_run"].startswith("no given.pth in --weights, and without --train")
     assert row(before, "locals_0000")["not_run"].startswith("no locals_0000.pth in --weights")
     assert row(after, "fi", "published")["not_run"].startswith("no data: ")
-    assert row(after, "given")["not_run"] == f"no {workshop / 'weights' / 'pvt_small.pth'}, from which training starts"
+    assert row(after, "given")["not_run"] == f"no {project}/weights/pvt_small.pth, from which training starts"
     assert row(after, "large")["not_run"] == "timm/swin has no small form in these settings"
     assert row(after, "book")["not_run"] == "a figure of the literature"
 
 
-def test_what_is_missing_is_trained(filled, workshop):
+def test_what_is_missing_is_trained(filled, project):
     after = filled[1]
-    folder = workshop / "runs" / "locals_0000" / "val-0"
+    folder = project / "runs" / "locals_0000" / "val-0"
     expected = json.loads((folder / "checkpoint_v_best_test.json").read_text())
-    found = row(after, "locals_0000")["seeds"]["0"]
-    assert (found["acc1"], found["from"]) == (expected["acc1"], "training")
+    given = row(after, "locals_0000")["seeds"]["0"]
+    assert (given["acc1"], given["from"]) == (expected["acc1"], "training")
     assert expected["run"]["options"]["locals"] == [0, 0, 0, 0]
     assert row(after, "again")["seeds"] == row(after, "locals_0000")["seeds"]
     assert row(after, "majority")["seeds"]["0"]["samples"] == 7
@@ -113,36 +115,36 @@ def test_what_is_missing_is_trained(filled, workshop):
     assert row(after, "stand_in")["seeds"]["0"]["samples"] == 7
 
 
-def test_a_second_call_trains_nothing_again(filled, workshop):
-    log = workshop / "runs" / "locals_0000" / "val-0" / "run.log"
+def test_a_second_call_trains_nothing_again(filled, project):
+    log = project / "runs" / "locals_0000" / "val-0" / "run.log"
     before = log.stat().st_mtime_ns
-    _, tables = reproduce(workshop, "--train", "--only", "locals_0000")
+    _, tables = reproduce(project, "--train", "--only", "locals_0000")
     assert log.stat().st_mtime_ns == before
     assert [one["name"] for table in tables["tables"] for one in table["rows"]] == ["locals_0000"]
 
 
-def test_a_run_of_other_settings_is_not_taken_for_this_one(filled, workshop):
-    settings = workshop / "settings.py"
+def test_a_run_of_other_settings_is_not_taken_for_this_one(filled, project):
+    settings = project / "settings.py"
     before = settings.read_text()
     settings.write_text(before.replace("--epochs 2", "--epochs 3"))
-    _, tables = reproduce(workshop, "--only", "locals_0000")
+    _, tables = reproduce(project, "--only", "locals_0000")
     settings.write_text(before)
     assert "is of another command: remove it" in row(tables, "locals_0000")["not_run"]
 
 
-def test_a_newer_checkpoint_is_evaluated_anew(filled, workshop):
-    result = workshop / "runs" / "given" / "weights" / "given_test.json"
+def test_a_newer_checkpoint_is_evaluated_again(filled, project):
+    result = project / "runs" / "given" / "weights" / "given_test.json"
     before = result.stat().st_mtime_ns
-    reproduce(workshop, "--only", "given")
+    reproduce(project, "--only", "given")
     assert result.stat().st_mtime_ns == before
-    (workshop / "weights" / "given.pth").touch()
-    reproduce(workshop, "--only", "given")
+    (project / "weights" / "given.pth").touch()
+    reproduce(project, "--only", "given")
     assert result.stat().st_mtime_ns > before
 
 
-def test_every_format_has_every_row(filled, workshop):
-    reproduce(workshop)
-    results = workshop / "results"
+def test_every_format_has_every_row(filled, project):
+    reproduce(project)
+    results = project / "results"
     with (results / "tables.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["row"] for line in lines][:3] == ["LORA-V", "LORA-V", "majority"]
@@ -155,6 +157,76 @@ def test_every_format_has_every_row(filled, workshop):
     assert tex.count(r" \\") == 11
 
 
+OWN = """
+settings = dict(config={config!r}, flags={flags!r}, group=lambda image: image.split("/")[1][:1], columns={columns!r})
+tables = [
+    dict(name="own", title="Own", note="By group: by the first letter.", rows=[
+        dict(name="hog", title="HOG", model="hog", folder="elsewhere"),
+        dict(name="lora_v", title="LORA-V", start="", folder="elsewhere"),
+        dict(name="given", title="given", start="", flags="--epochs 9 --lr x"),
+    ])
+]
+"""
+
+
+def test_settings_may_bring_tables_columns_and_groups(project, sticker_set):
+    """They run on another folder of data, take no checkpoint of --weights, and show the columns that they name."""
+    (project / "data" / "elsewhere").symlink_to(sticker_set)
+    columns = ("row", "val top-1", "top-1", "by group", "seeds", "training")
+    own = OWN.format(config=str(project / "config.py"), flags=" ".join(SMALL), columns=columns)
+    (project / "own.py").write_text(own)
+    command = [sys.executable, "tools/reproduce.py", "--data-root", project / "data", "--weights", project / "weights"]
+    command += ["--settings", project / "own.py", "--runs", project / "own", "--output", project / "own"]
+    finished = run_process(*command, "--train", "--jobs", "2", "--seeds", "0", "1")
+    assert finished.code == 0, finished.output
+    tables = json.loads((project / "own" / "tables.json").read_text())
+    assert list(row(tables, "hog")["seeds"]) == ["0"]
+    assert "invalid" in row(tables, "given")["not_run"]
+    assert "run.log" in row(tables, "given")["not_run"]
+    runs = row(tables, "lora_v")["seeds"]
+    folder = project / "own" / "lora_v" / "val-1"
+    predictions = read_predictions(folder / "checkpoint_v_best_test.csv")
+    shares = {}
+    for image, correct in zip(predictions.images, predictions.labels == predictions.predictions, strict=True):
+        shares.setdefault(image.split("/")[1][:1], []).append(correct)
+    assert runs["1"]["acc1_by_group"] == pytest.approx(100 * np.mean([np.mean(one) for one in shares.values()]))
+    epochs = [json.loads(line)["val_acc1"] for line in (folder / "log.txt").read_text().splitlines()]
+    assert runs["1"]["best_val_acc1"] == max(epochs)
+    text = (project / "own" / "tables.md").read_text()
+    assert "| row | val top-1 | top-1 | by group | seeds | training |" in text
+    assert "By group: by the first letter." in text
+    hog = (project / "own" / "hog" / "val-0" / "hog.json").stat().st_mtime_ns
+    assert run_process(*command, "--only", "hog").code == 0
+    assert (project / "own" / "hog" / "val-0" / "hog.json").stat().st_mtime_ns == hog
+
+
+@pytest.mark.parametrize("name", ["demo_table", "demo_selection"])
+def test_the_demos_experiments_are_command_lines(name):
+    settings, tables = read_settings(ROOT / "configs" / f"{name}.py")
+    assert set(settings.columns) < set(COLUMNS)
+    rows = originals(tables).values()
+    for one in rows:
+        parse_options([*settings.flags.split(), *one.flags.split()], {})
+    assert len({(one.folder, one.flags, one.model, one.start, one.script) for one in rows}) == len(rows)
+    if settings.group:
+        assert settings.group("Images/openmoji/1F64E-1F3FB.png") == settings.group("Images/noto-bold/1F64E.png")
+
+
+def test_a_table_that_leaves_test_out_shows_nothing_of_it():
+    figures = {"macro": dict.fromkeys(("precision", "recall", "f1"), 0.5), "mean_average_precision": 0.4}
+    figures |= {"weighted": figures["macro"], "samples": 10, "from": "training", "intervals": {"acc1": [40.0, 80.0]}}
+    figures |= {"per_class": {"calm": {}}, "acc1": 61.0, "best_val_acc1": 52.0}
+    one = Experiment("a", "A")
+    rows = {"t": [Row(one, "val", {0: figures}), Row(one, "val", "no data")]}
+    facts = {"command": "c", "machine": "m", "threads": 1, "torch": "2", "date": "d", "minutes": 1, "comparable": True}
+    facts |= {"cost_device": "a CPU", "columns": ("row", "val top-1")}
+    table = [Table("t", "T", "", [one])]
+    for text in (markdown(table, rows, facts), latex(table, rows, facts), as_csv(table, rows, facts)):
+        assert "52.00" in text
+        assert "61" not in text
+        assert "not run" in text
+
+
 def test_seeds_have_mean_and_deviation():
     figures = {"macro": dict.fromkeys(("precision", "recall", "f1"), 0.5), "mean_average_precision": 0.4}
     figures |= {"weighted": figures["macro"], "samples": 10, "parameters": 2e6, "operations": 3e9, "from": "training"}
@@ -163,15 +235,13 @@ def test_seeds_have_mean_and_deviation():
     one = Experiment("a", "A_1", published=70.0)
     rows = {"t": [Row(one, "val", runs), Row(one, "published", "no data: a|b")]}
     facts = {"command": "c", "machine": "m", "threads": 1, "torch": "2", "date": "d", "minutes": 1, "comparable": True}
-    facts["cost_device"] = "a CPU"
+    facts |= {"cost_device": "a CPU", "columns": COLUMNS}
     text = markdown([Table("t", "T", "", [one])], rows, facts)
     assert "| A_1 | val | 60.00 ± 10.00 | 40.00 to 80.00 |" in text
     assert "| -10.00 | 10 | 0 1 2 |" in text
-    assert "not run: no data: a/b" in text
+    assert "not run: no data: a\\|b" in text
     assert r"A\_1 & val & 60.00 $\pm$ 10.00" in latex([Table("t", "T", "", [one])], rows, facts)
-    assert {line.count("|") for line in text.splitlines() if line.startswith("| ") and "class" not in line} == {
-        len(COLUMNS) + 1
-    }
+    assert "val top-1" not in text.splitlines()[6]  # no row has one
 
 
 def test_the_papers_experiments_are_command_lines():
@@ -183,14 +253,14 @@ def test_the_papers_experiments_are_command_lines():
         parse_options([*one.flags.split(), *(["--model", one.model] if one.model else [])], {})
         assert bool(one.source) == (one.published is not None)
         assert (ROOT / "configs" / "pvt" / f"{one.backbone}.py").is_file()
-    settings = read_settings(ROOT / "configs" / "paper_demo.py")
-    assert not settings.is_published
+    settings, own = read_settings(ROOT / "configs" / "paper_demo.py")
+    assert (settings.is_published, own) == (False, [])
     used = {one.model for one in rows.values()} | {one.backbone for one in rows.values()}
     assert set(settings.models) <= used
     assert set(settings.same) <= set(rows)
 
 
-def test_wrong_experiments_are_said(tmp_path):
+def test_wrong_experiments_are_reported(tmp_path):
     with pytest.raises(UserError, match="expected files of experiments"):
         read_tables(tmp_path)
     (tmp_path / "a.py").write_text("table = dict(title='A', rows=[dict(name='a', title='A', colour=1)])")

@@ -12,7 +12,8 @@ from readers.annotations import read_ser
 from readers.checkpoint import read_checkpoint
 from tests.conftest import ROOT
 from tests.test_main import run_here
-from tools import export, export_check, make_demo_set
+from tools import export, export_check
+from tools.demo_set import stickers
 
 BACKBONE = ROOT / "weights" / "pvt_demo.pth"
 DEMO = ROOT / "weights" / "lora_v_demo.pth"
@@ -23,7 +24,7 @@ MAX_BYTES = 8 * 10**6
 def demo_set(tmp_path_factory) -> Path:
     """The demo set as `make demo-v` uses it."""
     root = tmp_path_factory.mktemp("demo") / "demo"
-    make_demo_set.main(["--output", str(root)])
+    stickers.main(["--output", str(root)])
     return root
 
 
@@ -35,9 +36,9 @@ def test_is_small_enough_to_ship(path):
 
 
 def test_the_backbone_has_the_names_of_a_published_pvt():
-    found = {name: value.shape for name, value in read_checkpoint(BACKBONE, "--visfinetune").model.items()}
+    shapes = {name: value.shape for name, value in read_checkpoint(BACKBONE, "--visfinetune").model.items()}
     expected = create_model("pvt", backbone="pvt_demo").state_dict()
-    assert found == {name: value.shape for name, value in expected.items() if not name.startswith("head.")}
+    assert shapes == {name: value.shape for name, value in expected.items() if not name.startswith("head.")}
 
 
 def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
@@ -57,7 +58,7 @@ def test_as_onnx_the_demo_predicts_the_same_on_all_of_test(demo_set, tmp_path):
     content, _ = export.export(predictor, "onnx")
     run = export_check.onnx_runner(content)
     images = torch.stack([predictor.tensor(sample.path) for sample in read_ser(demo_set, "test")])
-    found = export_check.compare(predictor, run, [[batch] for batch in images.split(32)])
-    assert (found.images, found.other_predictions) == (218, 0)
-    assert found.difference <= 1e-4 * found.scale  # where both take the same patches
-    assert found.score_gap < 1e-5  # other patches are taken where rounding decides between them
+    checked = export_check.compare(predictor, run, [[batch] for batch in images.split(32)])
+    assert (checked.images, checked.other_predictions) == (218, 0)
+    assert checked.difference <= 1e-4 * checked.scale  # where both take the same patches
+    assert checked.score_gap < 1e-5  # other patches are taken where rounding decides between them

@@ -1,4 +1,4 @@
-"""Statistics against scikit-learn, scipy and figures of text books; comparisons of real prediction files."""
+"""Statistics against scikit-learn, scipy and figures of textbooks; comparisons of real prediction files."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from engine import mean_average_precision
 from runtime.reports import read_predictions
 from tests.conftest import run_process
 from tools.compare import compare
-from tools.tables.statistics import bootstrap, figures_of, kinds, mcnemar, paired_bootstrap
+from tools.tables.statistics import bootstrap, count_rows, grouped_accuracy, mcnemar, measure, paired_bootstrap
 from utils import UserError
 
 CLASSES = 5
@@ -30,37 +30,37 @@ def sample(n=400, right=0.6, seed=0):
 
 def test_figures_are_those_of_scikit_learn():
     labels, guesses = sample()
-    found = figures_of(*kinds(labels, [guesses]), CLASSES)
-    assert found["acc1"][0, 0] == pytest.approx(100 * np.mean(labels == guesses))
+    result = measure(*count_rows(labels, [guesses]), CLASSES)
+    assert result["acc1"][0, 0] == pytest.approx(100 * np.mean(labels == guesses))
     expected = f1_score(labels, guesses, labels=range(CLASSES), average="macro", zero_division=0)
-    assert found["macro_f1"][0, 0] == pytest.approx(expected)
+    assert result["macro_f1"][0, 0] == pytest.approx(expected)
 
 
 def test_intervals_are_those_of_scipy():
     labels, guesses = sample()
-    found = bootstrap(labels, guesses, CLASSES)
+    result = bootstrap(labels, guesses, CLASSES)
     settings = {"n_resamples": 4000, "method": "percentile", "paired": True, "vectorized": False, "rng": 1}
     accuracy = scipy_bootstrap((labels, guesses), lambda a, b: 100 * np.mean(a == b), **settings).confidence_interval
-    assert found["acc1"] == pytest.approx(tuple(accuracy), abs=0.6)
+    assert result["acc1"] == pytest.approx(tuple(accuracy), abs=0.6)
 
     def macro(a, b):
         return f1_score(a, b, labels=range(CLASSES), average="macro", zero_division=0)
 
     settings["n_resamples"] = 500
     expected = scipy_bootstrap((labels, guesses), macro, **settings).confidence_interval
-    assert found["macro_f1"] == pytest.approx(tuple(expected), abs=0.012)
+    assert result["macro_f1"] == pytest.approx(tuple(expected), abs=0.012)
 
 
 def test_paired_differences_are_those_of_scipy():
     labels, a = sample()
     b = np.where(np.random.default_rng(3).random(len(labels)) < 0.3, labels, a)
-    found = paired_bootstrap(labels, a, b, CLASSES)["acc1"]
+    result = paired_bootstrap(labels, a, b, CLASSES)["acc1"]
     difference = 100 * ((b == labels).astype(float) - (a == labels))
-    assert found.value == pytest.approx(difference.mean())
+    assert result.value == pytest.approx(difference.mean())
     expected = scipy_bootstrap((difference,), np.mean, n_resamples=4000, method="percentile", rng=1)
-    assert found.interval == pytest.approx(tuple(expected.confidence_interval), abs=0.6)
-    assert found.p < 0.001
-    assert paired_bootstrap(labels, a, a, CLASSES)["acc1"] == (0.0, (0.0, 0.0), 1.0)
+    assert (result.low, result.high) == pytest.approx(tuple(expected.confidence_interval), abs=0.6)
+    assert result.p < 0.001
+    assert paired_bootstrap(labels, a, a, CLASSES)["acc1"] == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_mcnemar_is_exact():
@@ -70,6 +70,11 @@ def test_mcnemar_is_exact():
     a[:2], b[2:10] = 1, 1
     assert mcnemar(labels, a, b) == (8, 2, pytest.approx(112 / 1024))
     assert mcnemar(labels, a, a) == (0, 0, 1.0)
+
+
+def test_each_group_counts_alike():
+    correct = np.array([True, False, True, True, True])
+    assert grouped_accuracy(["a", "a", "b", "b", "b"], correct) == pytest.approx(100 * (1 / 2 + 3 / 3) / 2)
 
 
 def test_mean_average_precision_is_that_of_scikit_learn():
@@ -93,21 +98,21 @@ def test_compares_files_in_any_order(tmp_path):
     a = write_predictions(tmp_path / "a.csv", rows)
     better = [(image, label, "calm") for image, label, _ in reversed(rows)]
     b = write_predictions(tmp_path / "b.csv", better, names=("glad", "calm"))
-    found = compare(a, b)
-    assert (found["a"]["acc1"], found["b"]["acc1"], found["samples"]) == (75.0, 100.0, 8)
-    assert found["mcnemar"] == {"only_a": 0, "only_b": 2, "p": 0.5}
-    assert found["difference"]["acc1"]["value"] == 25.0
+    result = compare(a, b)
+    assert (result["a"]["acc1"], result["b"]["acc1"], result["samples"]) == (75.0, 100.0, 8)
+    assert result["mcnemar"] == {"only_a": 0, "only_b": 2, "p": 0.5}
+    assert result["difference"]["acc1"]["value"] == 25.0
 
 
 def test_the_command_compares_two_runs(trained, tmp_path):
     files = [trained["lora"] / "checkpoint_test.csv", trained["lora_v"] / "checkpoint_v_test.csv"]
-    finished = run_process(sys.executable, "tools/compare.py", *files, "--json", tmp_path / "found.json")
+    finished = run_process(sys.executable, "tools/compare.py", *files, "--json", tmp_path / "result.json")
     assert finished.code == 0, finished.output
-    found = json.loads((tmp_path / "found.json").read_text())
+    result = json.loads((tmp_path / "result.json").read_text())
     metrics = [json.loads(file.with_suffix(".json").read_text()) for file in files]
     for one, expected in zip("ab", metrics, strict=True):
-        assert found[one]["acc1"] == pytest.approx(expected["acc1"])
-        assert found[one]["macro_f1"] == pytest.approx(expected["macro"]["f1"])
+        assert result[one]["acc1"] == pytest.approx(expected["acc1"])
+        assert result[one]["macro_f1"] == pytest.approx(expected["macro"]["f1"])
     assert "McNemar" in finished.output
 
 

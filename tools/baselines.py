@@ -1,22 +1,21 @@
-"""What no network is needed for: the majority class, and logistic regression on HOG features.
+"""Baselines without a network: the majority class, and logistic regression on HOG features.
 
-    python tools/baselines.py data/demo                        # scores on test, about 5 seconds
-    python tools/baselines.py data/demo --split val --json baselines.json
-    python tools/baselines.py data/demo --csv hog_test.csv     # for tools/compare.py: a run's predictions beside HOG's
+    python -m tools.baselines data/demo                        # scores on test, about 5 seconds
+    python -m tools.baselines data/demo --split val --json baselines.json
+    python -m tools.baselines data/demo --csv hog_test.csv     # for tools/compare.py: a run's predictions beside HOG's
 
-Both learn from train. Grey or colour gradients and the regression's C are chosen by accuracy on val (macro F1 where
-that is equal, then the first in the list), never on test; scores on val itself are therefore a little too good.
+Both learn from train. Grey or colour gradients and the regression's C are chosen by accuracy on val (if equal, by macro
+F1, then the first in the list), never on test; scores on val itself are therefore a little too good.
 """
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from skimage.feature import hog
 from sklearn.dummy import DummyClassifier
@@ -24,13 +23,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from threadpoolctl import threadpool_limits
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/baselines.py` finds the project's modules
-
+from engine import compute_metrics
 from readers.annotations import SER_NAMES, Sample, read_ser
 from readers.images import read_image
 from runtime.reports import PredictionFile, predictions_table
-from utils import UserError
+from tools.start import start
+from tools.tables.writing import format_table
+from utils import UserError, write_json, write_whole
 
 SIZE = 64  # pixels; the side that the pictures are resized to
 MODES = ["grey", "colour"]
@@ -88,48 +87,48 @@ def run(root: Path, split: str) -> Baselines:
     """Both baselines on a split ("val" or "test") of a set in SER30K's layout.
 
     Raises:
-        UserError: a set that cannot be read, or whose train split has one class only.
+        UserError: a set that cannot be read, or whose train split has only one class.
     """
     samples = {name: read_ser(root, name) for name in dict.fromkeys(["train", "val", split])}
-    for name, found in samples.items():
-        if not found:
+    for name, members in samples.items():
+        if not members:
             raise UserError(f"{root}: its {name} split is empty; the baselines need train, val and {split}")
-    data = {name: load(found) for name, found in samples.items()}
-    train, (pictures, labels) = data["train"], data[split]
+    data = {name: load(members) for name, members in samples.items()}
+    train, (pictures, labels), names = data["train"], data[split], SER_NAMES
     if len(set(train[1])) < 2:
-        raise UserError(f"{root}: its train split has one class only; logistic regression needs two")
+        raise UserError(f"{root}: its train split has only one class; logistic regression needs two")
     majority = DummyClassifier(strategy="most_frequent").fit(train[1], train[1]).predict(labels)
     model, settings = fit_hog(train, data["val"])
     descriptors = features(pictures, settings["mode"])
-    probabilities = np.zeros((len(labels), len(SER_NAMES)))  # 0 for a class that train has not
+    probabilities = np.zeros((len(labels), len(names)))  # 0 for a class that is absent from train
     probabilities[:, model.classes_] = model.predict_proba(descriptors)
     images = [os.path.relpath(one.path, root) for one in samples[split]]
-    hog_predictions = PredictionFile(images, labels, model.predict(descriptors), probabilities, SER_NAMES)
+    predictions = PredictionFile(images, labels, model.predict(descriptors), probabilities, names)
+    logits = torch.from_numpy(np.log(np.maximum(probabilities, 1e-12)))
+    figures = compute_metrics(logits, torch.from_numpy(labels), list(names))
     scores = {
         "split": split,
-        "samples": {name: len(found) for name, found in samples.items()},
-        "majority": score(labels, majority) | {"class": SER_NAMES[majority[0]]},
-        "hog": score(labels, hog_predictions.predictions) | {"chosen_on_val": settings},
+        "samples": {name: len(members) for name, members in samples.items()},
+        "majority": score(labels, majority) | {"class": names[majority[0]]},
+        "hog": score(labels, predictions.predictions) | {"chosen_on_val": settings} | figures,
     }
-    return Baselines(scores, hog_predictions)
+    return Baselines(scores, predictions)
 
 
 def table(results: dict[str, Any]) -> str:
     """The scores as text, in percent."""
     chosen = results["hog"]["chosen_on_val"]
-    names = {
+    titles = {
         "majority": "majority class",
         "hog": f"logistic regression on HOG ({chosen['mode']}, C = {chosen['C']:g})",
     }
-    title = f"{results['split']}, {results['samples'][results['split']]} pictures"
-    lines = [f"{title:<48}{'accuracy':>10}{'macro F1':>10}"]
-    for key, name in names.items():
-        lines.append(f"{name:<48}{100 * results[key]['accuracy']:>10.2f}{100 * results[key]['macro_f1']:>10.2f}")
-    return "\n".join(lines)
+    head = [f"{results['split']}, {results['samples'][results['split']]} pictures", "accuracy", "macro F1"]
+    shares = {title: [results[key][name] for name in ("accuracy", "macro_f1")] for key, title in titles.items()}
+    return format_table(head, [[title, *(f"{100 * share:.2f}" for share in row)] for title, row in shares.items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table, and writes the JSON file where one is asked for.
+    """Prints the table, and writes the files that are asked for.
 
     Raises:
         UserError: a set that cannot be read, a file that cannot be written.
@@ -137,24 +136,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Scores of the majority class and of logistic regression on HOG.")
     parser.add_argument("root", type=Path, help="folder of a set in SER30K's layout, such as data/demo")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="what is scored (default: test)")
-    parser.add_argument("--json", type=Path, help="file that the scores are written to as well")
-    parser.add_argument("--csv", type=Path, help="file that the regression's predictions are written to")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the scores")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="file for the regression's predictions")
     options = parser.parse_args(arguments)
-    found = run(options.root, options.split)
-    print(table(found.scores))
-    files = {"json": json.dumps(found.scores, indent=1) + "\n", "csv": predictions_table(found.hog)}
-    for name, content in files.items():
-        path = getattr(options, name)
-        try:
-            if path is not None:
-                path.write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--{name} {path} cannot be written: {error}") from error
+    results = run(options.root, options.split)
+    print(table(results.scores))
+    if options.csv:
+        write_whole(options.csv, predictions_table(results.hog).encode())
+    if options.json:
+        write_json(options.json, results.scores)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"baselines.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    start(main)

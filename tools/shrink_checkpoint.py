@@ -1,25 +1,22 @@
 """Makes a checkpoint small enough to ship: the weights alone, in float16, with what evaluates them.
 
-    python tools/shrink_checkpoint.py runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
-    python tools/shrink_checkpoint.py runs/demo-v/checkpoint_v_best.pth weights/lora_v_demo.pth
+    python -m tools.shrink_checkpoint runs/pretraining/checkpoint_pvt.pth weights/pvt_demo.pth --without-head
+    python -m tools.shrink_checkpoint runs/demo-v/checkpoint_v_best.pth weights/lora_v_demo.pth
 
-The file is read by --visfinetune, --finetune and --resume ... --eval like the checkpoint that it was made of. What the
-rounding costs is measured by evaluating both.
+--visfinetune, --finetune and --resume ... --eval read the file like the original checkpoint. Evaluate both to measure
+what the rounding costs.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/shrink_checkpoint.py` finds the project's modules
-
 from readers.checkpoint import read_checkpoint
 from readers.checkpoint_fields import Checkpoint
+from tools.start import start
 from utils import UserError, write_checkpoint
 
 KEPT = ("epoch", "args", "class_names", "bert_config", "vocabulary_sha256")  # what `read_start` asks for
@@ -65,8 +62,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"shrink_checkpoint.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    start(main)

@@ -1,98 +1,97 @@
-"""A folder of pictures that a tool makes: whole or not at all, and never in the place of anything else."""
+"""A folder of pictures that a tool makes: it is whole or absent, and never replaces anything else."""
 
+import argparse
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from utils import UserError
+
+VAL_SHARE = 0.1  # of the demo set
 
 
 @dataclass(frozen=True)
 class MadeSet:
-    """Where the set is or will be, and by what it is known: its record, `<kind>_set.json`, is written last."""
+    """A set on disk. Its record, `<kind>_set.json`, is written last.
+
+    Attributes:
+        kind: "demo" or "pretraining".
+        content: the names in the folder beside the record.
+        pictures: a glob pattern that counts the pictures.
+        request: all that decides what the set looks like; a set of an equal request is kept.
+    """
 
     output: Path
-    kind: str  # "demo" or "pretraining"
-    content: frozenset[str]  # what stands in the folder beside the record
-    pictures: str  # a glob pattern, for counting them
+    kind: str
+    content: frozenset[str]
+    pictures: str
+    request: dict[str, Any]
 
     @property
     def record_name(self) -> str:
-        """The file with what the set was made of."""
+        """The file that says what the set was made of."""
         return f"{self.kind}_set.json"
 
-    @property
-    def made_by(self) -> str:
-        """The tool, as the record names it."""
-        return f"tools/make_{self.kind}_set.py"
-
-    def ensure(self, request: dict[str, Any], make: Callable[[Path], dict[str, Any]], *, force: bool) -> dict | None:
-        """Makes the set unless it is there already, which is said; returns the record of a set that was made.
+    def ensure(self, make: Callable[[Path], dict[str, Any]], *, force: bool) -> dict | None:
+        """Makes the set and returns its record, or prints that it is there and returns None.
 
         Args:
-            request: all that decides what the set looks like.
-            make: see `build`; force: make it anew where one is there.
+            make: see `build`.
+            force: replace a set that is there.
 
         Raises:
             UserError: something else is there, or the folder cannot be written.
         """
-        existing = self.read_record()
-        if existing and not force and self.is_current(existing, request):
-            print(f"{self.output}: kept, {existing['images']} pictures of the same options; --force makes it anew")
+        record = self.read_record()
+        if record and not force:
+            self.check_current(record)
+            print(f"{self.output}: kept, {record['images']} pictures of the same options; --force makes it again")
             return None
-        return self.build(make, replaces=existing is not None)
+        return self.build(make, replaces=record is not None)
 
     def read_record(self) -> dict[str, Any] | None:
-        """The record of the set that is there, None where nothing is, or an empty folder.
+        """The record of the set that is there; None if there is nothing, or an empty folder.
 
         Raises:
-            UserError: anything else is there. It is left as it is.
+            UserError: anything else is there. It is not touched.
         """
         output = self.output
         if not output.exists() or (output.is_dir() and not any(output.iterdir())):
             return None
-        what = f"{output} exists and is not a {self.kind} set"
-        foreign = UserError(f"{what}: it is left alone; choose another --output")
+        foreign = UserError(f"{output} exists and is not a {self.kind} set; choose another --output")
         if not output.is_dir() or not {path.name for path in output.iterdir()} <= self.content | {self.record_name}:
             raise foreign
         try:
             record = json.loads((output / self.record_name).read_text(encoding="utf-8"))
-            made_by = record["made_by"]
-        except (OSError, ValueError, KeyError, TypeError):
+            if not {"images", "recipe", "options"} <= set(record):
+                raise foreign
+        except (OSError, ValueError, TypeError):
             raise foreign from None
-        if made_by != self.made_by:
-            raise foreign
         return record
 
-    def is_current(self, record: dict[str, Any], request: dict[str, Any]) -> bool:
-        """Whether the set is whole and made by an equal request.
-
-        Raises:
-            UserError: it is not, and only --force may replace it.
-        """
-        found = sum(1 for _ in self.output.glob(self.pictures))
-        if found != record.get("images"):
+    def check_current(self, record: dict[str, Any]) -> None:
+        """Raises UserError unless the set is whole and of an equal request; only --force replaces it then."""
+        images = sum(1 for _ in self.output.glob(self.pictures))
+        if images != record["images"]:
             raise UserError(
-                f"{self.output} has {found} pictures, expected {record.get('images')}; --force makes it anew"
+                f"{self.output}: expected {record['images']} pictures, found {images}; --force makes it again"
             )
-        for key, value in request.items():
+        for key, value in self.request.items():
             if record.get(key) != value:
                 raise UserError(
-                    f"{self.output} was made with other {key}: {record.get(key)}, now {value}; "
-                    "--force replaces it, or choose another --output"
+                    f"{self.output}: expected {key} {value}, found a set of {record.get(key)}; --force replaces it, or "
+                    "choose another --output"
                 )
-        return True
 
     def build(self, make: Callable[[Path], dict[str, Any]], *, replaces: bool) -> dict[str, Any]:
-        """Makes the set beside its place and renames it when it is whole, so that no half set is ever there.
+        """Makes the set in a temporary folder and renames that when it is whole; returns the record.
 
         Args:
-            make: writes the pictures into a new folder, and returns the record.
+            make: writes the pictures into a new folder, and returns their counts.
             replaces: whether a set is there already.
 
         Raises:
@@ -104,12 +103,12 @@ class MadeSet:
             with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as place:
                 made = Path(place) / "made"
                 made.mkdir()
-                record = make(made)
+                record = self.request | make(made)
                 write_json(made / self.record_name, record)
                 if replaces:
                     os.rename(output, Path(place) / "old")
                 elif output.exists():
-                    output.rmdir()  # empty, or this fails
+                    output.rmdir()  # fails unless it is empty
                 os.rename(made, output)
             return record
         except OSError as error:
@@ -121,6 +120,22 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def stop(*_: Any) -> NoReturn:
-    """On a termination signal: leaves by an exception, so that the temporary folder is removed."""
-    sys.exit(143)
+def build_parser(prog: str, description: str, output: Path | None = None) -> argparse.ArgumentParser:
+    """The flags of both sets."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("--output", type=Path, default=output, metavar="DIR", help="folder of the set")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and the texts (default: 0)")
+    parser.add_argument("--val-share", type=float, default=VAL_SHARE, help="val of the demo set, taken from train")
+    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: 128)")
+    parser.add_argument("--force", action="store_true", help="make the set again, and replace the one that is there")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, of which two have limits."""
+    options = parser.parse_args(arguments)
+    if not 0 < options.val_share <= 0.5:
+        parser.error(f"--val-share: expected a number above 0 and at most 0.5, found {options.val_share:g}")
+    if not 16 <= options.size <= 1024:
+        parser.error(f"--size: expected 16 to 1024 pixels, found {options.size}")
+    return options

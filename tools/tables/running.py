@@ -1,4 +1,4 @@
-"""Fills a row: evaluates the checkpoint that is there, or trains, and gathers the figures; or says why not."""
+"""Fills a row: evaluates its checkpoint or trains, and collects the figures; or says why there are none."""
 
 import json
 import os
@@ -17,24 +17,25 @@ from inference.predictor import load_predictor
 from runtime.reports import read_predictions
 from tools.benchmark_measure import ATTENTION_FLOPS
 from tools.tables.experiments import Experiment, Settings
-from tools.tables.statistics import bootstrap
-from utils import UserError, write_whole
+from tools.tables.statistics import bootstrap, grouped_accuracy
+from utils import UserError, read_json_lines, write_whole
 
 ROUNDS = 5  # timed passes, of which the median counts
 
 BATCH = 8
 
+HOG = "hog"
+UNTRAINED = (HOG, "majority")  # their figures do not depend on the seed, and no epoch is chosen
 
-class Job(NamedTuple):
-    """One run of a row: its protocol and seed."""
-
-    experiment: Experiment
-    protocol: str
-    seed: int
+FIGURES = ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples", "correct")
 
 
-class Workshop(NamedTuple):
-    """Where runs find what they need and leave what they make.
+class NotRun(Exception):
+    """Why a row has no figures."""
+
+
+class RunContext(NamedTuple):
+    """What all runs share: their settings and folders.
 
     Attributes:
         launcher: what starts a script, such as torchrun; threads: of each run on a CPU.
@@ -51,117 +52,125 @@ class Workshop(NamedTuple):
     train: bool
 
 
-class NotRun(Exception):
-    """Why a row has no figures."""
+class Job(NamedTuple):
+    """One run of a row: its protocol and seed."""
+
+    experiment: Experiment
+    protocol: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.experiment.name}, {self.protocol}, seed {self.seed}"
+
+    def data_path(self, context: RunContext) -> Path:
+        """The folder of its data set."""
+        return context.data_root / (self.experiment.folder or context.settings.data[self.experiment.dataset])
+
+    def run_folder(self, context: RunContext) -> Path:
+        """Where it is trained."""
+        return context.runs / self.experiment.name / f"{self.protocol}-{self.seed}"
+
+    def start_weights(self, context: RunContext) -> Path | None:
+        """The file that a training of PVT starts from, as published; other settings name it in their config."""
+        if context.settings.is_published and self.experiment.start == "pvt":
+            return context.weights / f"{self.experiment.backbone}.pth"
+        return None
+
+    def command(self, context: RunContext) -> list[str]:
+        """What its training and its evaluations have in common: the script and its flags."""
+        one, settings = self.experiment, context.settings
+        words = [one.script, "--config", settings.config or f"configs/pvt/{one.backbone}.py"]
+        words += ["--dataset", one.dataset, "--data-path", str(self.data_path(context)), "--seed", str(self.seed)]
+        if model := stand_in(one, settings):
+            words += ["--model", model]
+        if one.start != "pvt":
+            words += ["--visfinetune", ""]  # the config may name weights of PVT
+        if one.script == "main.py" and context.bert_model:
+            words += ["--bert-model", context.bert_model]
+        return [*words, *shlex.split(settings.flags), *shlex.split(one.flags)]
+
+    def training_command(self, context: RunContext) -> list[str]:
+        """The script and flags that train it."""
+        if self.experiment.model == HOG:
+            file = self.run_folder(context) / "hog"
+            files = ["--json", f"{file}.json", "--csv", f"{file}.csv"]
+            return ["-m", "tools.baselines", str(self.data_path(context)), *files]
+        words = [*self.command(context), "--protocol", self.protocol, "--resume", "auto"]
+        if start := self.start_weights(context):
+            words += ["--visfinetune", str(start)]
+        elif context.settings.is_published and self.experiment.start == "timm":
+            words.append("--pretrained")
+        return [*words, "--output-dir", str(self.run_folder(context))]
 
 
-def fill(job: Job, shop: Workshop) -> dict[str, Any]:
-    """The figures of a job.
+def stand_in(one: Experiment, settings: Settings) -> str | None:
+    """The model that replaces an experiment's in these settings, '' for its script's own, None if there is none."""
+    return settings.models.get(one.model or one.backbone, one.model)
 
-    Raises:
-        NotRun: no data, no weights, or a run that failed.
-    """
-    one, settings = job.experiment, shop.settings
+
+def fill(job: Job, context: RunContext) -> dict[str, Any] | str:
+    """The figures of a job, or why there are none: no data, no weights, or a run that failed."""
+    one, settings = job.experiment, context.settings
     if not one.script:
-        raise NotRun("a figure of the literature")
+        return "a figure of the literature"
     if stand_in(one, settings) is None:
-        raise NotRun(f"{one.model or one.backbone} has no small form in these settings")
-    data = data_path(job, shop)
+        return f"{one.model or one.backbone} has no small form in these settings"
+    data = job.data_path(context)
     if not data.is_dir():
-        raise NotRun(f"no data: {data}")
-    checkpoint = shop.weights / f"{one.name}.pth"
-    if checkpoint.is_file() and job.protocol == one.protocols[0]:
-        return evaluated(job, shop, checkpoint)
-    return trained(job, shop)
+        return f"no data: {data}"
+    checkpoint = context.weights / f"{one.name}.pth"
+    try:
+        if settings.is_published and checkpoint.is_file() and job.protocol == one.protocols[0]:
+            return evaluated(job, context, checkpoint)
+        return trained(job, context)
+    except NotRun as error:
+        return str(error)
 
 
-def evaluated(job: Job, shop: Workshop, checkpoint: Path) -> dict[str, Any]:
-    """The figures of a checkpoint that is there, evaluated anew where it is newer than its figures."""
-    folder = shop.runs / job.experiment.name / "weights"
+def evaluated(job: Job, context: RunContext, checkpoint: Path) -> dict[str, Any]:
+    """The figures of a checkpoint, which is evaluated again if it is newer than its figures."""
+    folder = context.runs / job.experiment.name / "weights"
     result = folder / f"{checkpoint.stem}_test.json"
     if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
         (folder / "cost.json").unlink(missing_ok=True)
-        run([*command(job, shop), "--resume", str(checkpoint), "--eval", "--output-dir", str(folder)], folder, shop)
-    return figures(folder, checkpoint, shop) | {"from": str(checkpoint)}
+        evaluation = ["--resume", str(checkpoint), "--eval", "--output-dir", str(folder)]
+        run([*job.command(context), *evaluation], folder, context)
+    return read_figures(result, checkpoint, context) | {"from": str(checkpoint)}
 
 
-def trained(job: Job, shop: Workshop) -> dict[str, Any]:
-    """The figures of a training, which goes on where it stopped."""
-    one, folder = job.experiment, run_folder(job, shop)
-    words = training_command(job, shop)
+def trained(job: Job, context: RunContext) -> dict[str, Any]:
+    """The figures of a training, which resumes where it stopped."""
+    one, folder = job.experiment, job.run_folder(context)
+    words = job.training_command(context)
     note, told = folder / "command.txt", shlex.join(words)
     if note.is_file() and note.read_text(encoding="utf-8") != told:
         raise NotRun(f"{folder} is of another command: remove it, or name another folder with --runs")
-    chosen = "_best_test.json" if one.model != "majority" else "_test.json"
-    if not any(folder.glob(f"checkpoint*{chosen}")):
-        if not shop.train:
+    pattern = {HOG: "hog.json", "majority": "checkpoint*_test.json"}.get(one.model, "checkpoint*_best_test.json")
+    if not any(folder.glob(pattern)):
+        if not context.train:
             raise NotRun(f"no {one.name}.pth in --weights, and without --train none is made")
-        start = start_weights(job, shop)
+        start = job.start_weights(context)
         if start and not start.is_file():
             raise NotRun(f"no {start}, from which training starts")
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(note, told.encode())
-        run(words, folder, shop)
-        if job.protocol == "published" and one.model != "majority":  # whose run evaluates its last epoch at the end
+        run(words, folder, context)
+        if job.protocol == "published" and one.model not in UNTRAINED:  # whose run evaluates its last epoch at the end
             (best,) = folder.glob("checkpoint*_best.pth")
-            run([*command(job, shop), "--resume", str(best), "--eval"], folder, shop)
-    (found,) = folder.glob(f"checkpoint*{chosen}")
-    return figures(folder, found.with_name(found.name.replace("_test.json", ".pth")), shop) | {"from": "training"}
+            run([*job.command(context), "--resume", str(best), "--eval"], folder, context)
+    (result,) = folder.glob(pattern)
+    checkpoint = None if one.model == HOG else result.with_name(result.name.replace("_test.json", ".pth"))
+    return read_figures(result, checkpoint, context) | {"from": "training"}
 
 
-def stand_in(one: Experiment, settings: Settings) -> str | None:
-    """The model that takes an experiment's place in these settings, '' for its script's own, None for none."""
-    return settings.models.get(one.model or one.backbone, one.model)
-
-
-def data_path(job: Job, shop: Workshop) -> Path:
-    """The folder of a job's data set."""
-    return shop.data_root / shop.settings.data[job.experiment.dataset]
-
-
-def run_folder(job: Job, shop: Workshop) -> Path:
-    """Where a job is trained."""
-    return shop.runs / job.experiment.name / f"{job.protocol}-{job.seed}"
-
-
-def start_weights(job: Job, shop: Workshop) -> Path | None:
-    """The file that a training of PVT starts from, as published; other settings have it in their config."""
-    if shop.settings.is_published and job.experiment.start == "pvt":
-        return shop.weights / f"{job.experiment.backbone}.pth"
-    return None
-
-
-def command(job: Job, shop: Workshop) -> list[str]:
-    """What every run of a job has in common: the script and its flags."""
-    one = job.experiment
-    words = [one.script, "--config", shop.settings.config or f"configs/pvt/{one.backbone}.py"]
-    words += ["--dataset", one.dataset, "--data-path", str(data_path(job, shop)), "--seed", str(job.seed)]
-    if model := stand_in(one, shop.settings):
-        words += ["--model", model]
-    if one.start != "pvt":
-        words += ["--visfinetune", ""]  # which the config may have, for PVT
-    if one.script == "main.py" and shop.bert_model:
-        words += ["--bert-model", shop.bert_model]
-    return [*words, *shlex.split(shop.settings.flags), *shlex.split(one.flags)]
-
-
-def training_command(job: Job, shop: Workshop) -> list[str]:
-    """The script and flags that train a job."""
-    words = [*command(job, shop), "--protocol", job.protocol, "--resume", "auto"]
-    if start := start_weights(job, shop):
-        words += ["--visfinetune", str(start)]
-    elif shop.settings.is_published and job.experiment.start == "timm":
-        words.append("--pretrained")
-    return [*words, "--output-dir", str(run_folder(job, shop))]
-
-
-def run(words: list[str], folder: Path, shop: Workshop) -> None:
+def run(words: list[str], folder: Path, context: RunContext) -> None:
     """Runs a script with its flags, its output in run.log; raises NotRun with the last line of one that failed."""
-    words = [*(shlex.split(shop.launcher) or [sys.executable]), *words]
+    launcher = [] if words[0] == "-m" else shlex.split(context.launcher)
+    words = [*(launcher or [sys.executable]), *words]
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.log").open("a", encoding="utf-8") as log:
         print(f"$ {shlex.join(words)}", file=log, flush=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(shop.threads)}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(context.threads)}
         finished = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
     if finished.returncode in (130, 143):
         raise KeyboardInterrupt
@@ -170,36 +179,38 @@ def run(words: list[str], folder: Path, shop: Workshop) -> None:
         raise NotRun(f"{last.partition(': error: ')[2] or last} (see {folder / 'run.log'})")
 
 
-def figures(folder: Path, checkpoint: Path, shop: Workshop) -> dict[str, Any]:
+def read_figures(result: Path, checkpoint: Path | None, context: RunContext) -> dict[str, Any]:
     """The test figures of a run with their intervals, and what the network costs; kept in cost.json of the folder.
 
     Raises:
         NotRun: files that an evaluation did not write.
     """
-    result = folder / f"{checkpoint.stem}_test.json"
+    folder = result.parent
     try:
-        found = json.loads(result.read_text(encoding="utf-8"))
+        figures = json.loads(result.read_text(encoding="utf-8"))
+        figures = figures.get(HOG, figures)  # tools/baselines.py writes the figures of two
         predicted = read_predictions(result.with_suffix(".csv"))
-        log = folder / "log.txt"
-        epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
         cost = folder / "cost.json"
-        if not cost.is_file():
-            cost.write_text(json.dumps(measure_cost(checkpoint, shop)), encoding="utf-8")
-        names = ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples", "correct")
-        record = {name: found[name] for name in names} | json.loads(cost.read_text(encoding="utf-8"))
+        if checkpoint and not cost.is_file():
+            cost.write_text(json.dumps(measure_cost(checkpoint, context)), encoding="utf-8")
+        record = {name: figures[name] for name in FIGURES}
+        record |= json.loads(cost.read_text(encoding="utf-8")) if checkpoint else {}
     except (OSError, ValueError, KeyError, UserError) as error:
         raise NotRun(f"{result}: not what an evaluation writes: {error}") from error
     intervals = bootstrap(predicted.labels, predicted.predictions, len(predicted.class_names))
     record["intervals"] = {name: list(interval) for name, interval in intervals.items()}
-    if epochs:
+    if context.settings.group:
+        groups = [context.settings.group(image) for image in predicted.images]
+        record["acc1_by_group"] = grouped_accuracy(groups, predicted.labels == predicted.predictions)
+    if epochs := read_json_lines(folder / "log.txt"):
         record["minutes"] = sum(entry["train_seconds"] for entry in epochs) / 60
-        record["best_val_acc1"] = max((entry.get("val_acc1", 0.0) for entry in epochs), default=0.0) or None
+        record["best_val_acc1"] = max(entry.get("val_acc1", 0.0) for entry in epochs) or None
     return record
 
 
-def measure_cost(checkpoint: Path, shop: Workshop) -> dict[str, Any]:
+def measure_cost(checkpoint: Path, context: RunContext) -> dict[str, Any]:
     """Parameters, operations an image (a multiplication and an addition are two), and images a second, forward."""
-    predictor = load_predictor(checkpoint, bert_model=shop.bert_model)
+    predictor = load_predictor(checkpoint, bert_model=context.bert_model)
     size, device = predictor.input_size, predictor.device
     inputs = [torch.zeros(BATCH, 3, size, size, device=device)]
     if predictor.tokenizer is not None:
@@ -209,7 +220,7 @@ def measure_cost(checkpoint: Path, shop: Workshop) -> dict[str, Any]:
     seconds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        predictor.logits(*inputs)  # waits for the device, as it looks at the logits
+        predictor.logits(*inputs)  # waits for the device, because it checks the logits
         seconds.append(time.perf_counter() - began)
     return {
         "parameters": sum(parameter.numel() for parameter in predictor.model.parameters()),

@@ -1,10 +1,12 @@
-"""How sure a figure is: bootstrap intervals of accuracy and macro F1, and tests of two models on the same samples.
+"""How certain figures are: bootstrap intervals of accuracy and macro F1, and tests of two models on the same samples.
 
-A bootstrap sample depends on how often each kind of sample (its label and predictions) is drawn alone, so that it is
-drawn as those numbers, from the multinomial distribution: the same as drawing samples one by one, and thousands of
-times faster.
+The figures of a bootstrap sample depend only on how often it has each row of label and predictions. These counts are
+therefore drawn from the multinomial distribution: the same as drawing the samples one by one, and thousands of times
+faster.
 """
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ RESAMPLES = 10_000
 
 CONFIDENCE = 0.95
 
-BATCH = 1000  # resamples that are in memory together
+BATCH = 1000  # resamples in memory at a time
 
 
 class Interval(NamedTuple):
@@ -25,85 +27,91 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A difference of two models, B less A, with its interval, and the p value of no difference (two-sided)."""
+    """The difference of two models, B less A, its 95 % interval, and the two-sided p value of no difference."""
 
     value: float
-    interval: Interval
+    low: float
+    high: float
     p: float
 
 
 class McNemar(NamedTuple):
-    """How many samples only A and only B has right, and the p value of the exact test (two-sided)."""
+    """How many samples only A and only B classifies correctly, and the two-sided p value of the exact test."""
 
     only_a: int
     only_b: int
     p: float
 
 
+def grouped_accuracy(groups: Sequence[str], correct: np.ndarray) -> float:
+    """The accuracy in percent with each group of samples counted alike; `correct` is bool (n,)."""
+    members = defaultdict(list)
+    for group, one in zip(groups, correct, strict=True):
+        members[group].append(one)
+    return 100 * float(np.mean([np.mean(one) for one in members.values()]))
+
+
 def bootstrap(labels: np.ndarray, predictions: np.ndarray, num_classes: int, seed: int = 0) -> dict[str, Interval]:
     """Percentile intervals of `acc1` (percent) and `macro_f1` (share) for labels and predictions (n,)."""
-    drawn = draw_figures(labels, [predictions], num_classes, seed)
-    return {name: percentiles(values[0]) for name, values in drawn.items()}
+    resampled = resample(labels, [predictions], num_classes, seed)
+    return {name: percentiles(values[0]) for name, values in resampled.items()}
 
 
 def paired_bootstrap(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, num_classes: int, seed: int = 0
 ) -> dict[str, Difference]:
-    """The differences B less A of `acc1` (percent) and `macro_f1` (share), samples drawn in pairs.
+    """The differences B less A of `acc1` (percent) and `macro_f1` (share), with samples drawn in pairs.
 
     The p value is twice the smaller share of the resamples on either side of no difference.
     """
-    drawn = draw_figures(labels, [a, b], num_classes, seed)
-    own = figures_of(*kinds(labels, [a, b]), num_classes)
-    found = {}
-    for name, (of_a, of_b) in drawn.items():
-        differences = of_b - of_a
-        tail = (min(np.sum(differences <= 0), np.sum(differences >= 0)) + 1) / (RESAMPLES + 1)  # never 0
-        value = float(own[name][1][0] - own[name][0][0])
-        found[name] = Difference(value, percentiles(differences), min(2 * float(tail), 1.0))
-    return found
+    measured = measure(*count_rows(labels, [a, b]), num_classes)
+    differences = {}
+    for name, (of_a, of_b) in resample(labels, [a, b], num_classes, seed).items():
+        values = of_b - of_a
+        tail = (min(np.sum(values <= 0), np.sum(values >= 0)) + 1) / (RESAMPLES + 1)  # never 0
+        value = float(measured[name][1][0] - measured[name][0][0])
+        differences[name] = Difference(value, *percentiles(values), min(2 * float(tail), 1.0))
+    return differences
 
 
 def mcnemar(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> McNemar:
-    """McNemar's exact test on the samples that one of two models alone has right (binomial, scipy)."""
+    """McNemar's exact test on the samples that only one of two models classifies correctly (binomial, scipy)."""
     only_a = int(np.sum((a == labels) & (b != labels)))
     only_b = int(np.sum((a != labels) & (b == labels)))
     p = binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
     return McNemar(only_a, only_b, float(p))
 
 
-def kinds(labels: np.ndarray, predictions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows of label and predictions, (kinds, 1 + models), and how often each occurs, (1, kinds)."""
+def count_rows(labels: np.ndarray, predictions: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct rows of label and predictions, (rows, 1 + models), and how often each occurs, (1, rows)."""
     rows, counts = np.unique(np.stack([labels, *predictions], axis=1), axis=0, return_counts=True)
     return rows, counts[None]
 
 
-def draw_figures(
-    labels: np.ndarray, predictions: list[np.ndarray], num_classes: int, seed: int
-) -> dict[str, np.ndarray]:
+def resample(labels: np.ndarray, predictions: list[np.ndarray], num_classes: int, seed: int) -> dict[str, np.ndarray]:
     """The figures of each resample, a name to (models, resamples)."""
-    rows, counts = kinds(labels, predictions)
+    rows, counts = count_rows(labels, predictions)
     rng = np.random.default_rng(seed)
     parts = [
-        figures_of(rows, rng.multinomial(len(labels), counts[0] / len(labels), size=BATCH), num_classes)
+        measure(rows, rng.multinomial(len(labels), counts[0] / len(labels), size=BATCH), num_classes)
         for _ in range(RESAMPLES // BATCH)
     ]
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
 
 
-def figures_of(rows: np.ndarray, counts: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
-    """Accuracy in percent and macro F1 (0 for a class without samples and predictions) of numbers of each kind.
+def measure(rows: np.ndarray, counts: np.ndarray, num_classes: int) -> dict[str, np.ndarray]:
+    """Accuracy in percent and macro F1; the F1 of a class without samples and predictions is 0.
 
     Args:
-        rows: (kinds, 1 + models), label and predictions; counts: (resamples, kinds).
+        rows: (rows, 1 + models), label and predictions.
+        counts: (resamples, rows), how often each row occurs.
 
     Returns:
         `acc1` and `macro_f1`, each (models, resamples).
     """
-    truth = rows[:, 0]
-    accuracy, macro = [], []
-    classes = np.arange(num_classes)
+    truth, classes = rows[:, 0], np.arange(num_classes)
     actual = counts @ (truth[:, None] == classes)  # (resamples, classes)
+    accuracy, macro = [], []
     for guess in rows.T[1:]:
         hits = counts @ ((guess == truth)[:, None] & (truth[:, None] == classes))
         guessed = counts @ (guess[:, None] == classes)

@@ -1,13 +1,12 @@
 """Draws what the demo's backbone is pretrained on: every emoji in every style of the demo set, as class folders.
 
-    python tools/make_pretraining_set.py                       # data/pretraining, about 2 minutes
+    python -m tools.demo_set.pretraining                       # data/pretraining, about 2 minutes
 
-A class is a subgroup of Unicode, such as face-smiling or animal-bird (tools/demo_set/subgroups.csv). Left out is what
-would give the demo away: the pictures of val and test of its split by image, any with the same pixels, and of its split
-by concept every emoji of val and test, with all sequences that begin with one. The same command gives the same files.
+A class is a subgroup of Unicode, such as face-smiling or animal-bird (subgroups.csv). Left out is what would give the
+demo away: the pictures of val and test of its split by image, any with the same pixels, and every emoji of val and test
+of its split by concept, with all sequences that begin with one. The same command gives the same files.
 """
 
-import argparse
 import csv
 import io
 import random
@@ -22,27 +21,22 @@ from typing import Any, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/make_pretraining_set.py` finds the project's modules
-
-from tools.demo_set.made_set import MadeSet, stop
-from tools.demo_set.styles import STYLES, emoji_of, pixels_on_white
-from tools.make_demo_set import (
+from tools.demo_set.made_set import MadeSet, build_parser, parse
+from tools.demo_set.stickers import (
     LABELS,
     SPLITS,
-    VAL_SHARE,
     draw_stickers,
     licences,
     make_request,
-    parse_size,
-    parse_val_share,
+    new_png,
     read_labels,
     split_stickers,
 )
-from utils import UserError
+from tools.demo_set.styles import STYLES, emoji_of, pixels_on_white
+from tools.start import start
 
-RECIPE = 1  # to be raised when the same options give other files
-SUBGROUPS = ROOT / "tools" / "demo_set" / "subgroups.csv"
+RECIPE = 1  # raise it when the same options give other files
+SUBGROUPS = Path(__file__).with_name("subgroups.csv")
 CONTENT = frozenset({*SPLITS, "LICENSES.md"})
 SHARES = {"val": 0.03, "test": 0.03}  # the rest is train
 LEAST_PICTURES = 3  # of a class; smaller ones are left out
@@ -65,7 +59,7 @@ class Picture(NamedTuple):
 
 
 def held_out(size: int, val_share: float) -> HeldOut:
-    """What is not to be learned from, of both splits of the demo set."""
+    """What the backbone must not see, of both splits of the demo set."""
     stickers = draw_stickers(read_labels(LABELS), size)
     by_image, by_concept = (
         [
@@ -95,14 +89,8 @@ def draw_pictures(size: int, out: HeldOut, class_of: dict[str, str]) -> Iterator
             class_name = class_of.get(emoji_of(codepoint))
             if class_name is None or codepoint.split("-")[0] in out.first:
                 continue
-            picture = style.draw(codepoint, size)
-            pixels = picture and pixels_on_white(picture)
-            if not pixels or pixels in seen:
-                continue
-            seen.add(pixels)
-            png = io.BytesIO()
-            picture.save(png, "PNG")
-            yield Picture(class_name, f"{style.topic}-{codepoint}.png", png.getvalue())
+            if png := new_png(style.draw(codepoint, size), seen):
+                yield Picture(class_name, f"{style.topic}-{codepoint}.png", png)
 
 
 def split_pictures(pictures: Sequence[Picture], seed: int) -> Iterator[tuple[str, Picture]]:
@@ -124,7 +112,7 @@ def split_pictures(pictures: Sequence[Picture], seed: int) -> Iterator[tuple[str
 
 
 def make_set(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Draws and writes a whole set into a new folder, and returns its record."""
+    """Draws and writes a whole set into a new folder, and returns its counts."""
     options = request["options"]
     pictures = list(
         draw_pictures(options["size"], held_out(options["size"], options["val_share"]), read_subgroups(SUBGROUPS))
@@ -137,22 +125,7 @@ def make_set(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         counts[split] += 1
         classes.add(one.class_name)
     (folder / "LICENSES.md").write_text(licences(request["packages"]), encoding="utf-8")
-    return request | {"images": counts.total(), "by_split": dict(counts), "classes": len(classes)}
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draws the pictures that the demo's backbone is pretrained on.")
-    parser.add_argument("--output", type=Path, default=Path("data/pretraining"), help="folder of the set")
-    parser.add_argument("--seed", type=int, default=0, help="of the split (default: 0)")
-    parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
-    parser.add_argument(
-        "--val-share",
-        type=parse_val_share,
-        default=VAL_SHARE,
-        help="of the demo set whose val and test are left out (default: 0.1)",
-    )
-    parser.add_argument("--force", action="store_true", help="make the set anew, in place of one that is there")
-    return parser.parse_args(arguments)
+    return {"images": counts.total(), "by_split": dict(counts), "classes": len(classes)}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -161,24 +134,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a missing package, an output that may not or cannot be written.
     """
-    options = parse(arguments)
-    start = time.perf_counter()
-    request = make_request("pretraining", RECIPE, {key: getattr(options, key) for key in ("seed", "size", "val_share")})
-    made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png")
-    record = made_set.ensure(request, lambda folder: make_set(folder, request), force=options.force)
-    if record is None:
-        return
-    counts = ", ".join(f"{split} {count}" for split, count in record["by_split"].items())
-    seconds = time.perf_counter() - start
-    print(f"{options.output}: {record['images']} pictures of {record['classes']} classes in {seconds:.0f} s ({counts})")
+    what = "Draws the pictures that the demo's backbone is pretrained on."
+    options = parse(build_parser("pretraining", what, Path("data/pretraining")), arguments)
+    began = time.perf_counter()
+    request = make_request(RECIPE, {key: getattr(options, key) for key in ("seed", "size", "val_share")})
+    made_set = MadeSet(options.output, "pretraining", CONTENT, "*/*/*.png", request)
+    if record := made_set.ensure(lambda folder: make_set(folder, request), force=options.force):
+        counts = ", ".join(f"{split} {count}" for split, count in record["by_split"].items())
+        what = f"{record['images']} pictures of {record['classes']} classes in {time.perf_counter() - began:.0f} s"
+        print(f"{options.output}: {what} ({counts})")
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        main()
-    except UserError as error:
-        print(f"make_pretraining_set.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that unfinished folders are removed
+    start(main)

@@ -1,21 +1,17 @@
 """Draws the demo set, emoji as stickers in the layout of SER30K, from the packages of requirements-demo.txt:
 
-    python tools/make_demo_set.py                     # data/demo: split by image, about 10 seconds
-    python tools/make_demo_set.py --split concept     # data/demo-concept: no emoji in two splits
-    python tools/make_demo_set.py --bert-folder       # prints the folder of the text encoder, draws nothing
+    python -m tools.demo_set                     # data/demo: split by image, about 10 seconds
+    python -m tools.demo_set --split concept     # data/demo-concept: no emoji in two splits
+    python -m tools.demo_set --bert-folder       # prints the folder of the text encoder, draws nothing
 
 Sources, licences and what the splits measure: tools/demo_set/README.md. The same command gives the same files.
 """
 
-import argparse
 import csv
 import hashlib
 import importlib.metadata
 import io
-import math
 import random
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,21 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/make_demo_set.py` finds the project's modules
-
-from tools.demo_set.made_set import MadeSet, stop, write_json
+from tools.demo_set.made_set import VAL_SHARE, MadeSet, build_parser, parse, write_json
 from tools.demo_set.styles import STYLES, package_folder, pixels_on_white, variants
+from tools.tables.writing import format_table
 from utils import UserError
 
-RECIPE = 1  # to be raised when the same options give other files: an older set is then not taken for a current one
-LABELS = ROOT / "tools" / "demo_set" / "labels.csv"
+RECIPE = 1  # raise it when the same options give other files: an older set is then replaced
+LABELS = Path(__file__).with_name("labels.csv")
 COLUMNS = ["codepoint", "unicode_name", "emotion", "source", "concept"]
 EMOTIONS = ["surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral"]  # labels 1-7, as SER30K's
 SPLITS = ["train", "val", "test"]
-VAL_SHARE, TEST_SHARE = 0.1, 0.2  # the rest is train
+TEST_SHARE = 0.2  # the rest, without val, is train
 OUTPUTS = {"image": "data/demo", "concept": "data/demo-concept"}
 CONTENT = frozenset({"Images", "Annotations", "LICENSES.md"})
 
@@ -89,7 +84,7 @@ def read_labels(path: Path) -> list[Emoji]:
         if emotion not in EMOTIONS:
             raise UserError(f"{place}: unknown emotion {emotion!r}; expected one of {', '.join(EMOTIONS)}")
         if codepoint in emoji:
-            raise UserError(f"{place}: the code point {codepoint} stands there twice")
+            raise UserError(f"{place}: the code point {codepoint} is there twice")
         if concepts.setdefault(row["concept"], emotion) != emotion:
             raise UserError(f"{place}: concept {row['concept']} is {concepts[row['concept']]} above and {emotion} here")
         emoji[codepoint] = Emoji(codepoint, row["unicode_name"], EMOTIONS.index(emotion) + 1, row["concept"])
@@ -110,23 +105,27 @@ def draw_stickers(emoji: Sequence[Emoji], size: int) -> list[Sticker]:
                 picture = style.draw(codepoint, size)
                 if picture is None and codepoint == one.codepoint:
                     raise UserError(f"{style.package} has no drawing of {codepoint}, which {LABELS} names")
-                if picture is None:
-                    continue
-                pixels = pixels_on_white(picture)
-                if not pixels or pixels in seen:
-                    continue
-                seen.add(pixels)
-                png = io.BytesIO()
-                picture.save(png, "PNG")
-                stickers.append(Sticker(style.topic, f"{codepoint}.png", one, png.getvalue()))
+                if png := new_png(picture, seen):
+                    stickers.append(Sticker(style.topic, f"{codepoint}.png", one, png))
     return stickers
+
+
+def new_png(picture: Image.Image | None, seen: set[bytes]) -> bytes | None:
+    """A picture as PNG if its pixels on white are new, else None; adds them to `seen`. None for a white picture too."""
+    pixels = picture and pixels_on_white(picture)
+    if not pixels or pixels in seen:
+        return None
+    seen.add(pixels)
+    png = io.BytesIO()
+    picture.save(png, "PNG")
+    return png.getvalue()
 
 
 def split_stickers(stickers: Sequence[Sticker], split: str, seed: int, val_share: float = VAL_SHARE) -> list[str]:
     """The split of each sticker, 70 / 10 / 20 within each class, by image or by concept.
 
-    A class of fewer than three units (images or concepts) has none for val, of one unit none for test either.
-    A larger share of val takes from train: test stays what it is, and val keeps what it has.
+    A class of fewer than three units (images or concepts) has none in val, one of a single unit none in test either.
+    A larger share of val takes from train: test stays the same, and val only grows.
     """
     units = [f"{one.topic}/{one.file_name}" if split == "image" else one.emoji.concept for one in stickers]
     chosen: dict[str, str] = {}
@@ -142,7 +141,7 @@ def split_stickers(stickers: Sequence[Sticker], split: str, seed: int, val_share
 
 
 def annotate(stickers: Sequence[Sticker], seed: int) -> list[dict[str, Any]]:
-    """SER30K's entry of each sticker. Half of them, drawn by lot, have the emoji's Unicode name as text."""
+    """SER30K's entry of each sticker. A random half of them has the emoji's Unicode name as text."""
     named = set(random.Random(f"text {seed}").sample(range(len(stickers)), len(stickers) // 2))
     entries = []
     for i, one in enumerate(stickers):
@@ -161,7 +160,7 @@ def count(
 
 
 def make_set(folder: Path, emoji: Sequence[Emoji], request: dict[str, Any]) -> dict[str, Any]:
-    """Draws and writes a whole set into a new folder, and returns its record."""
+    """Draws and writes a whole set into a new folder, and returns its counts."""
     options = request["options"]
     stickers = draw_stickers(emoji, options["size"])
     splits = split_stickers(stickers, options["split"], options["seed"], options["val_share"])
@@ -172,7 +171,7 @@ def make_set(folder: Path, emoji: Sequence[Emoji], request: dict[str, Any]) -> d
         path.write_bytes(one.png)
     write_annotations(folder / "Annotations" / "image-level", entries, splits)
     (folder / "LICENSES.md").write_text(licences(request["packages"]), encoding="utf-8")
-    return request | {
+    return {
         "images": len(stickers),
         "by_style": count(entries, splits, lambda entry: entry["topic"]),
         "by_class": dict(sorted(count(entries, splits, lambda entry: EMOTIONS[entry["anno"] - 1]).items())),
@@ -208,13 +207,12 @@ def licences(packages: dict[str, str]) -> str:
     )
 
 
-def make_request(kind: str, recipe: int, options: dict[str, Any]) -> dict[str, Any]:
-    """All that decides what the set looks like: a set on disk with an equal request need not be made again."""
+def make_request(recipe: int, options: dict[str, Any]) -> dict[str, Any]:
+    """All that decides what a set looks like."""
     packages = sorted({style.package for style in STYLES} | {"resvg-py"})
     for package in packages:
         package_folder(package)
     return {
-        "made_by": f"tools/make_{kind}_set.py",
         "recipe": recipe,
         "options": options,
         "labels": hashlib.sha256(LABELS.read_bytes()).hexdigest(),
@@ -224,51 +222,15 @@ def make_request(kind: str, recipe: int, options: dict[str, Any]) -> dict[str, A
 
 def report(output: Path, record: dict[str, Any], seconds: float) -> str:
     """The counts of a set as text."""
-    lines = [f"{output}: {record['images']} pictures in {seconds:.1f} s"]
-    for title, table in (("style", record["by_style"]), ("class", record["by_class"])):
-        lines.append(f"{title:14}" + "".join(f"{split:>7}" for split in [*SPLITS, "all"]))
-        for name, counts in table.items():
-            numbers = [counts[split] for split in SPLITS]
-            lines.append(f"{name:14}" + "".join(f"{number:7}" for number in [*numbers, sum(numbers)]))
-    test = {name: counts["test"] for name, counts in record["by_class"].items()}
+    parts = [f"{output}: {record['images']} pictures in {seconds:.1f} s"]
+    for title in ("style", "class"):
+        counts = {name: [*row.values(), sum(row.values())] for name, row in record[f"by_{title}"].items()}
+        parts.append(format_table([title, *SPLITS, "all"], [[name, *map(str, row)] for name, row in counts.items()]))
+    test = {name: row["test"] for name, row in record["by_class"].items()}
     largest = max(test, key=lambda name: test[name])
     share = 100 * test[largest] / sum(test.values())
-    lines.append(f"majority class of test: {largest}, {test[largest]} of {sum(test.values())} = {share:.2f} %")
-    return "\n".join(lines)
-
-
-def parse_size(text: str) -> int:
-    """The side of pictures, for argparse."""
-    if not text.isdecimal() or not 16 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"expected 16 to 1024 pixels, found {text}")
-    return int(text)
-
-
-def parse_val_share(text: str) -> float:
-    """The share of val, for argparse."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 0.5:
-        raise argparse.ArgumentTypeError(f"expected a number above 0 and at most 0.5, found {text}")
-    return share
-
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draws the demo set from the packages of requirements-demo.txt.")
-    parser.add_argument("--output", type=Path, help="folder of the set (default: data/demo or data/demo-concept)")
-    parser.add_argument("--split", choices=OUTPUTS, default="image", help="what is divided 70/10/20 (default: image)")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and the texts (default: 0)")
-    parser.add_argument(
-        "--val-share", type=parse_val_share, default=VAL_SHARE, help="more is taken from train (default: 0.1)"
-    )
-    parser.add_argument("--size", type=parse_size, default=128, help="side of the pictures in pixels (default: 128)")
-    parser.add_argument("--force", action="store_true", help="make the set anew, in place of a demo set that is there")
-    parser.add_argument("--bert-folder", action="store_true", help="print the folder of the text encoder, and end")
-    options = parser.parse_args(arguments)
-    options.output = options.output or Path(OUTPUTS[options.split])
-    return options
+    parts.append(f"majority class of test: {largest}, {test[largest]} of {sum(test.values())} = {share:.2f} %")
+    return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -277,27 +239,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         UserError: a missing package, a wrong table, an output that may not or cannot be written.
     """
-    options = parse(arguments)
+    parser = build_parser("demo_set", "Draws the demo set from the packages of requirements-demo.txt.")
+    parser.add_argument("--split", choices=OUTPUTS, default="image", help="what is divided 70/10/20 (default: image)")
+    parser.add_argument("--bert-folder", action="store_true", help="print the folder of the text encoder, and end")
+    options = parse(parser, arguments)
     if options.bert_folder:
         print(bert_folder())
         return
     start = time.perf_counter()
-    emoji = read_labels(LABELS)
-    names = ("split", "seed", "size", "val_share")
-    request = make_request("demo", RECIPE, {name: getattr(options, name) for name in names})
-    made_set = MadeSet(options.output, "demo", CONTENT, "Images/*/*.png")
-    record = made_set.ensure(request, lambda folder: make_set(folder, emoji, request), force=options.force)
-    if record is None:
-        return
-    print(report(options.output, record, time.perf_counter() - start))
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        main()
-    except UserError as error:
-        print(f"make_demo_set.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    emoji, output = read_labels(LABELS), options.output or Path(OUTPUTS[options.split])
+    request = make_request(RECIPE, {name: getattr(options, name) for name in ("split", "seed", "size", "val_share")})
+    made_set = MadeSet(output, "demo", CONTENT, "Images/*/*.png", request)
+    if record := made_set.ensure(lambda folder: make_set(folder, emoji, request), force=options.force):
+        print(report(output, record, time.perf_counter() - start))
