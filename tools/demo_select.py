@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/demo_select.py` finds the project's modules
 
 from tools import make_demo_set
-from tools.benchmark_measure import machine
+from tools.benchmark.measure import machine
 from tools.demo_table import OUTPUT, Row, read_score, run_all, spread, threads_of
 from tools.make_demo_set import OUTPUTS
 from utils import UserError, write_json, write_whole

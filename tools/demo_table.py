@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/demo_table.py` finds the 
 
 from runtime.reports import PredictionFile, read_predictions
 from tools import make_demo_set
-from tools.benchmark_measure import machine
+from tools.benchmark.measure import machine
 from tools.demo_set.styles import emoji_of
 from tools.make_demo_set import OUTPUTS, bert_folder
 from utils import UserError, write_json, write_whole

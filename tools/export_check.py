@@ -24,7 +24,7 @@ from torch import Tensor, fx
 
 import models.vision
 from inference.predictor import Predictor
-from tools.export_files import OUTPUT_NAME, quiet
+from tools.exporting.files import OUTPUT_NAME, quiet
 from utils import UserError, printable
 
 TOLERANCE = 1e-4

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/reproduce.py` finds the p
 import torch
 
 from runtime.option_types import natural, positive_int
-from tools.benchmark_measure import machine
+from tools.benchmark.measure import machine
 from tools.tables.experiments import (
     PROTOCOLS,
     Experiment,
