@@ -1,6 +1,6 @@
 """Puts tables of result files into a document and draws results over the image size.
 
-    python -m tools.benchmark plot docs/benchmarks/*.json --docs docs/performance.md --plot docs/benchmark.png
+    python -m tools.benchmark plot docs/benchmarks/cpu_sizes.json --docs docs/performance.md --plot docs/benchmark.png
 
 In the document the tables of `NAME.json` stand between the lines `<!-- benchmark: NAME -->` and `<!-- end -->`. The
 plot shows the files of `network` that have several sizes.

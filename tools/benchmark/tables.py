@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from tools.benchmark.measure import MIB, format_table, spread, where
-from tools.benchmark.rows import VARIANTS
 
 MODES = {"forward": "forward", "training": "training step"}
 HEADS = ("px", "step", "row", "batch", "seconds (quartiles)", "images/s", "time over ours", "peak memory, MiB")
@@ -90,8 +89,6 @@ def ratios(group: dict[str, dict[str, Any]]) -> dict[str, str]:
     add("ours / backbone", "ours", "backbone")
     add("ours / pvt_v2_b2", "ours", "pvt_v2_b2")
     add("textbook / ours bfloat16", "textbook", "ours bfloat16")
-    for variant in VARIANTS:
-        add(f"ours {variant} / ours", f"ours {variant}", "ours")
     if {"ours", "lora_v", "text encoder"} <= rows.keys():
         parts = image_seconds(rows["lora_v"]) + image_seconds(rows["text encoder"])
         values["LORA / (LORA-V + text encoder)"] = f"{image_seconds(rows['ours']) / parts:.3f}"
