@@ -80,10 +80,10 @@ lint: install
 	$(PYTHON) -m ruff format --check .
 
 benchmark: install
-	$(PYTHON) tools/benchmark.py --threads 2 --size 448
+	$(PYTHON) -m tools.benchmark network --threads 2 --size 448
 
 benchmark-gpu: install
-	$(PYTHON) tools/benchmark.py --device cuda --size 448 --dtype float16 bfloat16 --batch-size 16 max --compile \
+	$(PYTHON) -m tools.benchmark network --device cuda --size 448 --dtype float16 bfloat16 --batch-size 16 max --compile \
 	  --output docs/benchmarks/gpu.json
 
 clean:

@@ -21,7 +21,9 @@ from models import create_model
 from readers.annotations import read_ser
 from readers.tokenizer import Tokenizer
 from runtime import model_card
-from tools import benchmark_onnx, export, export_check, export_files
+from tools import export
+from tools.benchmark.__main__ import main as benchmark
+from tools.exporting import check, files
 from utils import UserError
 
 pytestmark = pytest.mark.long
@@ -45,17 +47,17 @@ def exported(request, trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     checkpoint = trained[request.param] / CHECKPOINTS[request.param]
     predictor = load_predictor(checkpoint, device="cpu")
-    program = export_files.trace(predictor)
+    program = files.trace(predictor)
     runners = {}
 
     def keeping(name):  # what the tool itself runs: loading a file takes seconds
-        make = getattr(export_check, name)
-        return patch.object(export_check, name, lambda content: runners.setdefault(name, make(content)))
+        make = getattr(check, name)
+        return patch.object(check, name, lambda content: runners.setdefault(name, make(content)))
 
     gc.disable()  # the exporters make millions of small objects, and collecting takes a good part of their time
     try:
         with (
-            patch.object(export_files, "trace", lambda predictor: program),
+            patch.object(files, "trace", lambda predictor: program),
             keeping("pt2_runner"),
             keeping("onnx_runner"),
         ):
@@ -94,7 +96,7 @@ def test_a_program_gives_pytorchs_logits_for_any_batch(exported, sticker_set, fo
     samples = read_ser(sticker_set, "test")
     batches = [inputs_of(exported.predictor, samples[:size]) for size in (1, 2, len(samples))]
     run = exported.runners[f"{format}_runner"]
-    found = export_check.compare(exported.predictor, run, batches)
+    found = check.compare(exported.predictor, run, batches)
     assert found.images == 10
     assert found.difference < 1e-4 * found.scale  # for the same patches: of nearly equal ones, rounding chooses
     assert found.score_gap < 1e-4
@@ -107,7 +109,7 @@ def test_onnxruntime_runs_the_file_as_it_is(exported, sticker_set):
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(content, settings)
-    names = export_files.INPUT_NAMES[: len(inputs)]
+    names = files.INPUT_NAMES[: len(inputs)]
     assert [(one.name, one.shape[0]) for one in session.get_inputs()] == [(name, "batch") for name in names]
     assert [(one.name, one.shape) for one in session.get_outputs()] == [("logits", ["batch", 7])]
     feed = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
@@ -128,7 +130,7 @@ def test_safetensors_give_the_network_back(exported, sticker_set):
 
 def test_every_format_has_the_metadata(exported):
     predictor, folder = exported.predictor, exported.folder
-    expected = export_files.describe(predictor)
+    expected = files.describe(predictor)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     extra = dict.fromkeys(expected, "")
     torch.export.load(folder / "model.pt2", extra_files=extra)
@@ -170,7 +172,7 @@ def test_the_example_needs_no_torch(exported, sticker_set):
 def test_the_example_reads_pictures_as_the_network_does(backbone, example, tmp_path, mode, size):
     predictor = load_predictor(backbone, device="cpu")
     Image.effect_noise(size, 90).convert("RGBA" if mode == "P" else mode).convert(mode).save(tmp_path / "a.png")
-    found = example.read_image(tmp_path / "a.png", json.loads(export_files.describe(predictor)["transform"]))
+    found = example.read_image(tmp_path / "a.png", json.loads(files.describe(predictor)["transform"]))
     torch.testing.assert_close(torch.from_numpy(found.copy()), predictor.tensor(tmp_path / "a.png"), rtol=0, atol=1e-6)
 
 
@@ -187,19 +189,19 @@ def test_other_patches_are_told_from_nearly_equal_ones(exported, sticker_set):
     selected = [stage.flip(-1) for stage in run(inputs)[1]]  # the worst of them first
     with torch.inference_mode():
         logits = exported.predictor.model(*inputs, selected=selected)
-    found = export_check.compare(exported.predictor, lambda inputs: (logits, selected), [inputs])
+    found = check.compare(exported.predictor, lambda inputs: (logits, selected), [inputs])
     assert found.difference == 0
-    assert found.score_gap > export_check.SCORE_TOLERANCE
+    assert found.score_gap > check.SCORE_TOLERANCE
     assert not found.is_good
 
 
 def test_the_backbone_as_a_classifier_is_exported_if_it_computes_the_same(backbone, sticker_set, tmp_path):
     output = tmp_path / "pvt.pt2"
     predictor = load_predictor(backbone, device="cpu")
-    program = export_files.trace(predictor)
-    with patch.object(export_files, "trace", lambda predictor: program):
+    program = files.trace(predictor)
+    with patch.object(files, "trace", lambda predictor: program):
         export.main([str(backbone), str(output), "--format", "pt2", "--check", str(sticker_set)])
-        logits, selected = export_check.pt2_runner(output.read_bytes())([torch.zeros(3, 3, 32, 32)])
+        logits, selected = check.pt2_runner(output.read_bytes())([torch.zeros(3, 3, 32, 32)])
         assert (logits.shape, selected) == ((3, 2), [])
         assert "on 16 images" in output.with_suffix(".md").read_text()
         with torch.no_grad():
@@ -214,11 +216,11 @@ def test_the_backbone_as_a_classifier_is_exported_if_it_computes_the_same(backbo
     [
         ("model.bin", [], "expected a name that ends in .onnx, .safetensors, .pt2"),
         ("model.pt2", ["--format", "onnx"], "does not fit --format onnx"),
-        ("gone/model.pt2", [], "its folder is not there"),
+        ("gone/model.pt2", [], "expected a folder that exists"),
         ("folder.pt2", [], "expected the name of a file"),
         ("notes.pt2", [], "would be replaced by the model card"),
         ("model.onnx", ["--check", "gone"], "expected a folder with pictures"),
-        ("model.safetensors", ["--check", "gone"], "hold weights alone"),
+        ("model.safetensors", ["--check", "gone"], "which only hold weights"),
     ],
 )
 def test_an_output_that_does_not_do_is_refused(backbone, tmp_path, output, arguments, message):
@@ -264,7 +266,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path, run_script):
 
 def test_a_checkpoint_is_not_replaced_by_its_export(backbone, tmp_path):
     shutil.copy(backbone, tmp_path / "model")
-    with pytest.raises(UserError, match="is the checkpoint itself"):
+    with pytest.raises(UserError, match="found the checkpoint itself"):
         export.main([str(tmp_path / "model"), str(tmp_path / "model"), "--format", "pt2"])
 
 
@@ -280,12 +282,12 @@ def test_the_card_has_the_figures_of_the_evaluation(exported):
 
 def test_speed_is_measured_beside_pytorch(backbone, tmp_path, capsys):
     output = tmp_path / "onnx.json"
-    benchmark_onnx.main([str(backbone), "--rounds", "2", "--batch-sizes", "1", "2", "--output", str(output)])
+    assert benchmark(["onnx", str(backbone), "--rounds", "2", "--batch-sizes", "1", "2", "--output", str(output)]) == 0
     results = json.loads(output.read_text())["results"]
     assert [one["batch_size"] for one in results] == [1, 2]
     for one in results:
         assert all(0 < seconds["lower"] <= seconds["upper"] for seconds in one["seconds"].values())
-    assert capsys.readouterr().out.count("\n") == 4
+    assert capsys.readouterr().out.count("\n| ") == 3
 
 
 def test_a_card_beside_a_checkpoint(trained, tmp_path):

@@ -1,8 +1,10 @@
-"""The tools on a real run folder, and the benchmark on a small network."""
+"""The benchmark on a small network."""
 
 import json
+import multiprocessing
 import re
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -10,25 +12,28 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.attention import attend
-from tools import benchmark, benchmark_measure, plot_benchmark
+from tools.benchmark import memory
+from tools.benchmark.__main__ import main
+from tools.benchmark.measure import ATTENTION_FLOPS, interleave, timed
+from tools.benchmark.rows import Setting
 
 pytestmark = pytest.mark.long
 
-SMALL = ["--backbone", "pvt_demo", "--size", "64", "--alpha", "4", "--rounds", "1", "--threads", "1"]
+SMALL = ["network", "--backbone", "pvt_demo", "--size", "64", "--alpha", "4", "--rounds", "1", "--threads", "1"]
+ROWS = ["ours", "textbook", "backbone", "pvt_v2_b2"]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     """A benchmark file of two sizes."""
     output = tmp_path_factory.mktemp("benchmark") / "sizes.json"
-    assert benchmark.main([*SMALL, "--size", "64", "96", "--skip", "resnet50", "--output", str(output)]) == 0
+    assert main([*SMALL, "--size", "64", "96", "--rows", *ROWS, "--output", str(output)]) == 0
     return output
 
 
 def test_benchmark_measures_every_row(measured):
     results = json.loads(measured.read_text())["results"]
-    rows = ["ours", "textbook", "backbone", "pvt_v2_b2"]
-    expected = [(size, mode, row) for size in (64, 96) for mode in ("forward", "training") for row in rows]
+    expected = [(size, mode, row) for size in (64, 96) for mode in ("forward", "training") for row in ROWS]
     assert [(result["size"], result["mode"], result["row"]) for result in results] == expected
     for result in results:
         seconds = result["seconds"]
@@ -48,7 +53,7 @@ def test_benchmark_counts_the_operations(measured):
 def test_operations_of_the_fused_attention_are_counted():
     """A product of queries and keys and one with the values: 2 * 2 * N * M * d."""
     q, k = torch.zeros(1, 2, 50, 8), torch.zeros(1, 2, 10, 8)
-    with FlopCounterMode(display=False, custom_mapping=benchmark_measure.ATTENTION_FLOPS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
         attend(q, k, k)
     assert counter.get_total_flops() == 2 * (2 * 2 * 50 * 10 * 8)
 
@@ -57,7 +62,7 @@ def test_a_row_that_does_not_fit_says_so(tmp_path, capsys):
     """The text-book form's 16,385 x 16,385 matrix needs 1 GiB in each image and head of stage 1."""
     output = tmp_path / "limited.json"
     flags = ["--size", "512", "--mode", "forward", "--rows", "ours", "textbook", "--memory-limit", "1.2"]
-    assert benchmark.main([*SMALL, *flags, "--output", str(output)]) == 0
+    assert main([*SMALL, *flags, "--output", str(output)]) == 0
     ours, textbook = json.loads(output.read_text())["results"]
     assert "seconds" in ours
     assert "seconds" not in textbook
@@ -67,23 +72,22 @@ def test_a_row_that_does_not_fit_says_so(tmp_path, capsys):
 
 def test_other_forms_of_the_network_are_rows(capsys):
     flags = ["--mode", "training", "--rows", "ours", "ours channels-last", "ours checkpointing", "--channels-last"]
-    assert benchmark.main([*SMALL, *flags, "--grad-checkpointing", "--dtype", "bfloat16"]) == 0
+    assert main([*SMALL, *flags, "--grad-checkpointing", "--dtype", "bfloat16"]) == 0
     out = capsys.readouterr().out
-    assert "64 px, batch 1, bfloat16, training step" in out
-    assert "| ours channels-last | 1 |" in out
+    assert "| 64 | training step, bfloat16 | ours channels-last | 1 |" in out
     assert "| ours checkpointing | 1 |" in out
 
 
 def test_lora_is_compared_with_its_parts(capsys):
     flags = ["--model", "lora", "--mode", "forward", "--rows", "ours", "lora_v", "text encoder"]
-    assert benchmark.main([*SMALL, *flags]) == 0
-    assert "time, LORA / (LORA-V + text encoder)" in capsys.readouterr().out
+    assert main([*SMALL, *flags]) == 0
+    assert "LORA / (LORA-V + text encoder)" in capsys.readouterr().out
 
 
 def test_largest_batch_of_a_memory_limit(tmp_path):
     output = tmp_path / "most.json"
     flags = ["--size", "256", "--mode", "training", "--rows", "backbone", "--batch-size", "max"]
-    assert benchmark.main([*SMALL, *flags, "--memory-limit", "0.8", "--output", str(output)]) == 0
+    assert main([*SMALL, *flags, "--memory-limit", "0.8", "--output", str(output)]) == 0
     (most,) = json.loads(output.read_text())["results"]
     assert most["batch_size"] > 1
     assert most["timed"] == "alone"
@@ -93,39 +97,42 @@ def test_largest_batch_of_a_memory_limit(tmp_path):
 def test_rows_that_fit_alone_but_not_together_are_timed_alone(tmp_path):
     output = tmp_path / "alone.json"
     flags = ["--size", "256", "--mode", "training", "--rows", "ours", "pvt_v2_b2", "--memory-limit", "1.1"]
-    assert benchmark.main([*SMALL, *flags, "--output", str(output)]) == 0
+    assert main([*SMALL, *flags, "--output", str(output)]) == 0
     assert [result["timed"] for result in json.loads(output.read_text())["results"]] == ["alone", "alone"]
 
 
 @pytest.mark.parametrize("largest", [0, 1, 2, 5, 8, 11])
 def test_bisection_finds_the_largest(largest):
-    assert benchmark_measure.bisect_largest(lambda number: number <= largest) == largest
+    assert memory.bisect_largest(lambda number: number <= largest) == largest
 
 
 def test_rows_take_turns_and_slow_ones_rest():
     turns = []
     steps = {"fast": lambda: turns.append("fast"), "slow": lambda: (turns.append("slow"), time.sleep(0.06))}
-    seconds = benchmark_measure.interleave(steps, "cpu", rounds=4, row_seconds=0.1)
+    timing = {name: partial(timed, step) for name, step in steps.items()}
+    seconds = interleave(timing, rounds=4, row_seconds=0.1)
     assert turns[:4] == ["fast", "slow", "fast", "slow"]
     assert (seconds["fast"]["rounds"], seconds["slow"]["rounds"]) == (4, 2)
 
 
-def test_profile_is_a_trace_of_ours(tmp_path):
-    assert benchmark.main([*SMALL, "--profile", str(tmp_path / "trace.json")]) == 0
-    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
-    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in names
+def test_a_row_that_takes_too_long_is_killed(monkeypatch):
+    setting = Setting("lora_v", "pvt_demo", (1, 1, 1, 0), 4, 512, 1, "float32", "cpu", "forward")
+    monkeypatch.setattr(memory, "LONGEST_SECONDS", 0.2)
+    refused = memory.alone("textbook", setting, threads=1, limit=8 * memory.GIB)
+    assert refused == {"refused": "it was killed after 0 s"}
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--size", "100"], "--input-size.*multiple of 32"),
+        (["--size", "100"], "--size 100: .*multiple of 32"),
         (["--batch-size", "0"], "--batch-size 0: expected a number of images or max"),
-        (["--rows", "theirs"], "--rows 'theirs' is unknown: expected some of .*textbook"),
+        (["--rows", "theirs"], "--rows theirs: unknown row; expected some of .*textbook"),
     ],
 )
 def test_benchmark_names_a_wrong_flag(flags, message, capsys):
-    assert benchmark.main([*SMALL, *flags]) == 2
+    assert main([*SMALL, *flags]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
@@ -133,7 +140,7 @@ def test_results_are_drawn_and_put_into_the_document(measured, tmp_path):
     document = tmp_path / "performance.md"
     document.write_text("before\n<!-- benchmark: sizes -->\nold\n<!-- end -->\nafter\n")
     plot = tmp_path / "sizes.png"
-    assert plot_benchmark.main([str(measured), "--plot", str(plot), "--docs", str(document)]) == 0
+    assert main(["plot", str(measured), "--plot", str(plot), "--docs", str(document)]) == 0
     text = document.read_text()
     assert text.startswith("before\n<!-- benchmark: sizes -->\n")
     assert "old" not in text
@@ -147,9 +154,9 @@ def test_results_are_drawn_and_put_into_the_document(measured, tmp_path):
 def test_what_cannot_be_drawn_is_named(measured, tmp_path, capsys):
     document = tmp_path / "performance.md"
     document.write_text("no marks")
-    assert plot_benchmark.main([str(measured), "--docs", str(document)]) == 2
+    assert main(["plot", str(measured), "--docs", str(document)]) == 2
     assert "expected <!-- benchmark: sizes -->" in capsys.readouterr().err
     other = tmp_path / "other.json"
     other.write_text("[]")
-    assert plot_benchmark.main([str(other)]) == 2
-    assert "other.json: expected a file of tools/benchmark.py" in capsys.readouterr().err
+    assert main(["plot", str(other)]) == 2
+    assert "other.json: expected a result file with facts and results" in capsys.readouterr().err

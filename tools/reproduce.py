@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # the project's modules
 import torch
 
 from runtime.option_types import natural, positive_int
-from tools.benchmark_measure import machine
+from tools.benchmark.measure import machine
 from tools.start import start
 from tools.tables.experiments import (
     PROTOCOLS,

@@ -2,8 +2,8 @@
 
     python docs/examples/run_onnx.py lora.onnx sticker.png "good morning"
 
-Prints the probability of each class as JSON. The file says itself what it needs: the transform, the classes and, for
-LORA, the vocabulary. Left out here: pairs of texts (`a ||| b`) and pictures with more than 8 bits a channel.
+Prints the probability of each class as JSON. The file contains what it needs: the transform, the classes and, for
+LORA, the vocabulary. Pairs of texts (`a ||| b`) and pictures with more than 8 bits a channel are not supported.
 """
 
 import json
@@ -54,31 +54,31 @@ def encode(text: str, vocabulary: dict[str, int], length: int) -> list[int]:
 
 
 def words(text: str) -> list[str]:
-    """BERT's words: lower case, without accents; punctuation and Chinese characters stand alone."""
+    """BERT's words: lower case, without accents; punctuation and Chinese characters are words of their own."""
     spaced = ""
     for char in text:
         kind = unicodedata.category(char)
         if char in "\t\n\r" or kind == "Zs":
             spaced += " "
-        elif kind[0] != "C" and char != "\ufffd":  # control characters go
+        elif kind[0] != "C" and char != "\ufffd":  # control characters are dropped
             spaced += f" {char} " if any(low <= ord(char) <= high for low, high in CJK) else char
-    found = ""
+    separated = ""
     for word in spaced.split():
         if word in NEVER_SPLIT:
-            found += f" {word}"
+            separated += f" {word}"
             continue
         plain = [char for char in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(char) != "Mn"]
-        found += " " + "".join(f" {char} " if is_punctuation(char) else char for char in plain)
-    return found.split()
+        separated += " " + "".join(f" {char} " if is_punctuation(char) else char for char in plain)
+    return separated.split()
 
 
 def is_punctuation(char: str) -> bool:
-    """Unicode's punctuation, and all ASCII that is no letter, digit or space."""
+    """Whether it is punctuation in Unicode, or an ASCII character other than a letter, digit or space."""
     return unicodedata.category(char)[0] == "P" or ("!" <= char <= "~" and not char.isalnum())
 
 
 def word_pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
-    """A word as the longest pieces from its start on; `[UNK]` where there are none."""
+    """A word as the longest pieces from its start; `[UNK]` if there are none."""
     pieces, start = [], 0
     while start < len(word) <= 100:
         prefix = "##" if start else ""

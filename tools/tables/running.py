@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inference.predictor import load_predictor
 from runtime.reports import read_predictions
-from tools.benchmark_measure import ATTENTION_FLOPS
+from tools.benchmark.measure import ATTENTION_FLOPS
 from tools.tables.experiments import Experiment, Settings
 from tools.tables.statistics import bootstrap, grouped_accuracy
 from utils import UserError, read_json_lines, write_whole

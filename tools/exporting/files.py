@@ -1,7 +1,7 @@
-"""What an exported model is made of: its metadata, the traced program, and the bytes of each format.
+"""The content of an exported file: metadata, traced program, and the bytes of each format.
 
-The metadata are texts by name, the same in every format: ONNX has them as metadata_props, safetensors in its header,
-pt2 as extra files. All but `model`, `vocabulary` and `licence` are JSON.
+The metadata are texts by name, the same in every format: in ONNX metadata_props, in safetensors the header, in pt2
+extra files. All but `model`, `vocabulary` and `licence` are JSON.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ OUTPUT_NAME = "logits"
 
 
 def describe(predictor: Predictor) -> dict[str, str]:
-    """The metadata: all that leads from a picture and a text to the inputs, and from the logits to a class."""
+    """The metadata: how a picture and a text become inputs, and logits a class."""
     size = predictor.input_size
     transform = {
         "mode": "RGB on white",
@@ -43,30 +43,34 @@ def describe(predictor: Predictor) -> dict[str, str]:
         "class_names": json.dumps(predictor.class_names, ensure_ascii=False),
         "transform": json.dumps(transform),
         "architecture": json.dumps(architecture(predictor)),
-        "licence": "code: Apache-2.0; the data that the weights were learned from has a licence of its own",
+        "licence": "code: Apache-2.0; the training data has its own licence",
     }
     if predictor.tokenizer is not None:
         pieces = predictor.tokenizer.pieces(range(predictor.tokenizer.vocab_size))
-        metadata["vocabulary"] = "\n".join(pieces)  # as in vocab.txt: the number of the line is the id
+        metadata["vocabulary"] = "\n".join(pieces)  # as in vocab.txt: the line number is the id
         metadata["max_word_ids"] = str(MAX_TEXT_TOKENS)
     return metadata
 
 
 def architecture(predictor: Predictor) -> dict[str, object]:
-    """The arguments of `models.create_model` that make the network which the weights fit."""
-    found = {"name": predictor.name, "num_classes": len(predictor.class_names)}
-    found |= {name: predictor.settings[name] for name in predictor.network.settings}
+    """The arguments of `models.create_model` for the network that the weights fit."""
+    arguments = {"name": predictor.name, "num_classes": len(predictor.class_names)}
+    arguments |= {name: predictor.settings[name] for name in predictor.network.settings}
     if predictor.name == "lora":
-        found["bert"] = predictor.model.text_model.config.to_dict()
-    return found
+        arguments["bert"] = predictor.model.text_model.config.to_dict()
+    return arguments
+
+
+def example_inputs(predictor: Predictor, count: int) -> list[torch.Tensor]:
+    """Black images (count, 3, size, size) and, for LORA, word ids and mask (count, 30)."""
+    size = predictor.input_size
+    texts = 2 if predictor.tokenizer is not None else 0
+    return [torch.zeros(count, 3, size, size), *torch.ones(texts, count, MAX_TEXT_TOKENS, dtype=torch.long)]
 
 
 def trace(predictor: Predictor) -> ExportedProgram:
     """The network as a graph for images (B, 3, size, size) and, for LORA, word ids and mask (B, 30), for any B."""
-    size = predictor.input_size
-    inputs = [torch.zeros(2, 3, size, size)]  # two images: of one, the tracer would take the batch for a constant
-    if predictor.tokenizer is not None:
-        inputs += [torch.ones(2, MAX_TEXT_TOKENS, dtype=torch.long) for _ in range(2)]
+    inputs = example_inputs(predictor, 2)  # from one image the tracer would take the batch size for a constant
     shapes = tuple({0: Dim("batch", min=1)} for _ in inputs)
     with torch.no_grad(), quiet():
         return torch.export.export(predictor.model, tuple(inputs), dynamic_shapes=shapes, strict=False)
@@ -76,7 +80,7 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
     """The program as an ONNX file.
 
     Raises:
-        UserError: a package is not installed, or the weights are more than the 2 GiB that an ONNX file may have.
+        UserError: a package is not installed, or the file exceeds the 2 GiB that ONNX allows.
     """
     check_installed()
     inputs = program.example_inputs[0]
@@ -89,12 +93,14 @@ def onnx_bytes(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)
     if proto.ByteSize() >= 2**31:
-        raise UserError(f"an ONNX file holds at most 2 GiB, found {proto.ByteSize() / 2**30:.1f}: use --format pt2")
+        raise UserError(
+            f"--format onnx: expected at most 2 GiB, found {proto.ByteSize() / 2**30:.1f}; use --format pt2"
+        )
     return proto.SerializeToString()
 
 
 def check_installed() -> None:
-    """Raises UserError where a package is missing that ONNX needs."""
+    """Raises UserError if a package that ONNX needs is missing."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
@@ -103,7 +109,7 @@ def check_installed() -> None:
 
 
 def pt2_bytes(program: ExportedProgram, metadata: dict[str, str]) -> bytes:
-    """The program as `torch.export.load` reads it, the metadata as extra files."""
+    """The program in the format of `torch.export.load`, the metadata as extra files."""
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files=dict(metadata))
@@ -118,7 +124,7 @@ def safetensors_bytes(predictor: Predictor, metadata: dict[str, str]) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the exporters' remarks on their own insides from the terminal."""
+    """Hides the exporters' warnings and log messages, which are about their internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

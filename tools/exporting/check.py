@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, fx
 
 from inference.predictor import Predictor
-from tools.export_files import OUTPUT_NAME, quiet
+from tools.exporting.files import OUTPUT_NAME, quiet
 from utils import UserError, printable
 
 TOLERANCE = 1e-4

@@ -1,8 +1,9 @@
-"""The networks that the benchmark compares, each as a step that can be run again and again."""
+"""The networks that are compared, each as a step that can be run many times."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import timm
@@ -43,36 +44,6 @@ class Setting:
         )
 
 
-class Textbook(nn.Module):
-    """Re-attention and fusion as the paper writes them: `models.textbook` on the network's own parameters."""
-
-    def __init__(self, setting: Setting):
-        super().__init__()
-        self.network = setting.create(setting.model)
-        heads = self.network.vision_model.config.num_heads
-        self.settings = {"alpha": setting.alpha, "locals": setting.locals, "heads": heads}
-
-    def forward(self, images: Tensor, *text: Tensor) -> Tensor:
-        """Images (B, 3, H, W), for LORA word ids and mask as well, to logits (B, classes)."""
-        parameters = dict(self.network.named_parameters())
-        if not text:
-            return textbook.lora_v_forward(parameters, images, **self.settings).logits
-        features = text_features(self.network.text_model, *text)
-        return textbook.lora_forward(parameters, images, features, **self.settings).logits
-
-
-class TextEncoder(nn.Module):
-    """LORA's text encoder alone."""
-
-    def __init__(self, setting: Setting):
-        super().__init__()
-        self.text_model = setting.create("lora").text_model
-
-    def forward(self, images: Tensor, *text: Tensor) -> Tensor:
-        """Word ids and mask to features; the images are not looked at."""
-        return text_features(self.text_model, *text)
-
-
 def row_names(model: str, mode: str, variants: Sequence[str]) -> list[str]:
     """The rows of a table, ours first."""
     with_text = ["lora_v", *(["text encoder"] if mode == "forward" else [])] if model == "lora" else []
@@ -82,34 +53,45 @@ def row_names(model: str, mode: str, variants: Sequence[str]) -> list[str]:
     return ["ours", "textbook", "backbone", *with_text, *varied, "pvt_v2_b2", "resnet50"]
 
 
-def build_network(row: str, setting: Setting) -> nn.Module:
-    """The network of a row, a variant's name behind it or not."""
+def build_network(row: str, setting: Setting) -> tuple[nn.Module, Callable[..., Tensor]]:
+    """The network of a row, and the function that computes it from images (B, 3, H, W), word ids and mask (B, 30)."""
     name = row.split()[0]
-    if row == "text encoder":
-        return TextEncoder(setting)
+    if name in ("pvt_v2_b2", "resnet50"):
+        network = timm.create_model(name, num_classes=NUM_CLASSES)
+    elif name == "backbone":
+        network = setting.create("pvt")  # no re-attention, no local tokens, no fusion
+    else:
+        network = setting.create("lora_v" if name == "lora_v" else setting.model)
     if name == "textbook":
-        return Textbook(setting)
-    if name == "backbone":
-        return setting.create("pvt")  # the limit: no re-attention, no local tokens, no fusion
-    if name in ("ours", "lora_v"):
-        return setting.create(setting.model if name == "ours" else "lora_v")
-    return timm.create_model(name, num_classes=NUM_CLASSES)
+        return network, partial(textbook_logits, network, setting)
+    if row == "text encoder":
+        return network.text_model, lambda images, *text: text_features(network.text_model, *text)
+    return network, network
+
+
+def textbook_logits(network: nn.Module, setting: Setting, images: Tensor, *text: Tensor) -> Tensor:
+    """Logits (B, classes) of a network with re-attention and fusion computed as the paper writes them."""
+    parameters = dict(network.named_parameters())
+    settings = {"alpha": setting.alpha, "locals": setting.locals, "heads": network.vision_model.config.num_heads}
+    if not text:
+        return textbook.lora_v_forward(parameters, images, **settings).logits
+    return textbook.lora_forward(parameters, images, text_features(network.text_model, *text), **settings).logits
 
 
 def build_step(row: str, setting: Setting) -> Step:
     """A function that runs the row once: a forward pass, or a forward and backward pass and an AdamW step."""
     device = torch.device(setting.device)
     torch.manual_seed(0)
-    network = build_network(row, setting).to(device).train(setting.mode == "training")
+    network, forward = build_network(row, setting)
+    network.to(device).train(setting.mode == "training")
     images = torch.randn(setting.batch_size, 3, setting.size, setting.size, device=device)
     if row.endswith("channels-last"):
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)
         images = images.contiguous(memory_format=torch.channels_last)
     if row.endswith("checkpointing"):
         backbone_of(network).set_grad_checkpointing(True)
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if row.endswith("compiled"):
-        network = torch.compile(network, dynamic=False)
+        forward = torch.compile(network, dynamic=False)
     inputs = [images]
     if setting.model == "lora" and row.split()[0] in ("ours", "textbook", "text"):
         words = torch.full((setting.batch_size, 30), 2000, device=device)
@@ -117,32 +99,34 @@ def build_step(row: str, setting: Setting) -> Step:
     dtype = torch.bfloat16 if row.endswith("bfloat16") else getattr(torch, setting.dtype)
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()
     if setting.mode == "training":
-        step = training_step(network, inputs, learning, autocast)
+        step = training_step(forward, inputs, list(network.parameters()), autocast)
     else:
-        step = forward_step(network, inputs, autocast)
+        step = forward_step(forward, inputs, autocast)
     if row.endswith("compiled"):
         step()  # compiling is not measured
     return step
 
 
-def forward_step(network: nn.Module, inputs: Sequence[Tensor], autocast: Any) -> Step:
+def forward_step(forward: Callable[..., Tensor], inputs: Sequence[Tensor], autocast: Any) -> Step:
     """One forward pass without gradient."""
 
     def step() -> None:
         with torch.no_grad(), autocast:
-            network(*inputs)
+            forward(*inputs)
 
     return step
 
 
-def training_step(network: nn.Module, inputs: Sequence[Tensor], learning: list[nn.Parameter], autocast: Any) -> Step:
-    """One step of training; the loss is not scaled for float16, which costs nothing to speak of."""
-    optimizer = torch.optim.AdamW(learning, lr=1e-6)
+def training_step(
+    forward: Callable[..., Tensor], inputs: Sequence[Tensor], parameters: list[nn.Parameter], autocast: Any
+) -> Step:
+    """One step of training; the loss is not scaled for float16, which costs little."""
+    optimizer = torch.optim.AdamW([parameter for parameter in parameters if parameter.requires_grad], lr=1e-6)
     targets = torch.arange(len(inputs[0]), device=inputs[0].device) % NUM_CLASSES
 
     def step() -> None:
         with autocast:
-            logits = network(*inputs)
+            logits = forward(*inputs)
         F.cross_entropy(logits.float(), targets, label_smoothing=0.2).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

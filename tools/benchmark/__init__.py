@@ -1,0 +1,1 @@
+"""Benchmarks of LORA and LORA-V: `python -m tools.benchmark`."""
