@@ -156,9 +156,7 @@ def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
 
 
 MAX_REPLACEMENTS = 10
-
 Item = dict[str, Any]
-
 OnBadImage = Literal["error", "skip", "replace"]
 
 

@@ -53,7 +53,6 @@ class Interrupted(BaseException):
 MAX_LENGTH = 300  # characters of a name in a message
 MAX_NAME = 60  # characters, in a row of names
 MAX_NAMES = 10
-
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = MAX_NAME
 _shortened.maxlist = _shortened.maxtuple = 8

@@ -33,7 +33,6 @@ ABLATIONS = [
     *(dict(name=f"alpha_{alpha}", title=f"LORA-V, alpha {alpha}", flags=f"--alpha {alpha}") for alpha in (1, 4)),
 ]
 NOTE = "By group: top-1 with each emoji counted alike, whether it has 5 pictures or 41."
-
 tables = [
     dict(name="image", title="Split by image", note=NOTE, rows=[*NETWORKS, *ABLATIONS]),
     dict(

@@ -15,16 +15,12 @@ from PIL import Image
 from inference.explain import Explanation
 
 STICKER, ATTENTION = "sticker", "class token's attention"
-
 SHARE, ATTENTION_SHARE = "share of the heads that selected a cell", "share of the attention"
 
 # From clear to opaque and from bright to dark: the sticker stays visible, and the scale is readable in grey.
 HEAT = LinearSegmentedColormap.from_list("heat", [(0.9, 0.36, 0.05, 0), (0.9, 0.36, 0.05, 0.6), (0.45, 0, 0.2, 0.75)])
-
 BARS = "#4c566a"
-
 LARGEST_SIDE = 1024  # pixels; a larger sticker is reduced
-
 SHOWN_CLASSES = 10
 
 

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FUSION_HEADS = 12
-
 Params = Mapping[str, Tensor]
 
 

@@ -22,14 +22,11 @@ from readers.files import (
 from utils import UserError, listed, mistake, printable, reason, typed
 
 SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
-
 FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
-
 EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
 
 EMPTY: Mapping[str, str] = MappingProxyType({})
-
 GIVE_ROOT = "complete the data set, or give its folder with --data-path"
 
 

@@ -18,9 +18,7 @@ from readers.pickle_check import RefusedPickle, check_pickle
 from utils import UserError, print0, printable, shown
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-
 NAMES_SHOWN = 6  # of a long list of parameters
-
 NAME_LENGTH = 100  # of a hostile name, which may be longer than a screen
 
 

@@ -22,16 +22,12 @@ REQUIRED_FIELDS = {  # largest values, beyond any published encoder
 }
 
 OPTIONAL_FIELDS = {"max_position_embeddings": 2**20, "type_vocab_size": 2**10}
-
 SMALLEST = {"max_position_embeddings": 30}  # ids of a text (spec section 3)
-
 SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 # What the encoder's code computes whatever the configuration says; another value would be silently ignored.
 FIXED_FIELDS = {"model_type": "bert", "position_embedding_type": "absolute", "layer_norm_eps": 1e-12}
-
 ACTIVATIONS = ("gelu", "relu", "swish")
-
 SPARE_PARAMETERS = 2**26  # what a configuration may ask for beyond a parameter a byte of the weights' file
 
 

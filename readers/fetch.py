@@ -17,13 +17,9 @@ import torch
 from utils import UserError, print0, printable
 
 TIMEOUT = 30  # seconds without an answer
-
 PATIENCE = 120  # seconds after which a transfer must have been faster than SLOWEST on average
-
 SLOWEST = 10_000  # bytes a second
-
 CHUNK = 2**20
-
 CHECKSUM = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 

@@ -44,9 +44,7 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 MAX_LIST_BYTES = 2**28
-
 KIND_NAMES = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
-
 Report = Callable[[UserError], None]
 
 
@@ -116,7 +114,6 @@ def entry_mistake(source: Path, where: str, expected: str, found: str, kind: typ
 
 
 MAX_NAME_BYTES = 4096
-
 NAME_REMEDY = "name a file in the data set's folder"
 
 

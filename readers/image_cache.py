@@ -10,7 +10,6 @@ from readers.images import read_image, read_size
 from utils import UserError
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in 32 bits
-
 GIB = 2**30
 
 

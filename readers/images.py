@@ -13,18 +13,14 @@ from readers.files import open_regular
 from utils import UserError, mistake, reason
 
 EXPECTED = "an image that Pillow reads"
-
 REMEDY = "replace the file, or take its entry out of the data"
 
 # Pillow warns of a picture above its limit and refuses one above twice the limit; both are refused here.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 INTEGER_WHITES = (255, 2**16 - 1)  # white in pictures of 32-bit integers, which do not say themselves
-
 FLOAT_WHITES = (1, *INTEGER_WHITES)
-
 RAW_WHITES = {"I;12": 2**12 - 1}
-
 GREY_STEPS = {"L;2": 85, "L;4": 17}  # how Pillow spreads grey of few bits over 0-255
 
 

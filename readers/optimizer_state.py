@@ -9,9 +9,7 @@ from readers.checkpoint_fields import find_problem, is_number, plain
 from utils import UserError, shown
 
 STEP_COUNTS = ("step", "lookahead_step")  # that some optimizers keep in a group
-
 ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
-
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
 

@@ -18,9 +18,7 @@ import torch
 from utils import printable
 
 ZIP_START = b"PK\x03\x04"
-
 LEGACY_PICKLES = 5  # magic number, protocol, system, content, storage keys; then the storages
-
 ALLOWED = re.compile(
     r"collections OrderedDict|argparse Namespace|torch Size|torch device"
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)"
@@ -28,13 +26,9 @@ ALLOWED = re.compile(
 )
 
 OTHER_GLOBALS = ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # never in a file of torch.save
-
 CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "REDUCE", "NEWOBJ")
-
 FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
-
 MAX_VALUES = 2**22  # values in a container, shared ones counted as often as they are reached
-
 MAX_TUPLE_VALUES = 10_000  # the same for a tuple, which may be a key: Python counts its hash anew each time
 
 
@@ -51,7 +45,6 @@ class Item:
 
 
 MARK = Item()
-
 Stack = list[Item]
 
 

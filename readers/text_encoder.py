@@ -15,11 +15,8 @@ from readers.checkpoint_fields import check_encoder_config, check_state
 from utils import UserError, printable
 
 CONFIG_NAMES = ("bert_config.json", "config.json")  # pytorch-pretrained-bert's layout first
-
 WEIGHTS_NAMES = ("model.safetensors", "pytorch_model.bin")
-
 MAX_CONFIG_BYTES = 2**20
-
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

@@ -18,13 +18,9 @@ from utils import UserError, mistake, printable, typed
 DEFAULT_VOCABULARY = Path(__file__).resolve().parents[1] / "weights" / "vocab.txt"
 BERT_VOCABULARY = 30522  # word pieces of bert-base-uncased, which published checkpoints have
 MAX_WORDS = 30
-
 MAX_VOCABULARY_BYTES = 2**26
-
 PAIR = re.compile(r"^(.*) \|\|\| (.*)$")
-
 EXPECTED = "a WordPiece vocabulary, one piece a line"
-
 REMEDY = "take the vocab.txt that the text encoder was trained with"
 
 

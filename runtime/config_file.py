@@ -9,7 +9,6 @@ from runtime.option_types import Parser, boolean, model_name
 from utils import UserError, printable, shown
 
 MAX_CONFIG_BYTES = 2**20
-
 TEXT_TYPES = (None, model_name)  # the types of flags that take text
 
 

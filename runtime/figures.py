@@ -16,11 +16,8 @@ from utils import write_whole
 matplotlib.use("Agg")
 
 SHADES = "cividis"
-
 MARKS = "osv^D*PX<>"
-
 BINS = 10  # of the reliability diagram
-
 MANY_CLASSES = 20  # a figure does not name more
 
 

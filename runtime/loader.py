@@ -17,14 +17,12 @@ from datasets import Draw, Item, ItemsRead
 from utils import RunError, UserError
 
 IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
 WORKER_DEATH = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) "
     r"(?:is killed by signal: (?P<signal>[^.]+)\.|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
 )
 
 OUT_OF_MEMORY = "most often for lack of memory: lower --num-workers or --batch-size"
-
 REMEDIES = {  # by the name of the signal; without one PyTorch has only noticed that the worker is gone
     None: OUT_OF_MEMORY,
     "Killed": OUT_OF_MEMORY,
@@ -32,7 +30,6 @@ REMEDIES = {  # by the name of the signal; without one PyTorch has only noticed 
 }
 
 DEATH_NOTICE_SECONDS = 5
-
 Batch = dict[str, Any]
 
 

@@ -18,7 +18,6 @@ from readers.data_sets import DATA_SETS
 from utils import UserError, printable, write_whole
 
 MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
-
 PROTOCOLS = {
     "published": "evaluated on test after each epoch, as published; the best epoch's metrics are optimistic",
     "val": "epoch selected on val, evaluated on test once",

@@ -7,7 +7,6 @@ from models import get_network
 from utils import UserError
 
 LARGEST = 10**15
-
 SMALLEST_CONCENTRATION = 1e-6  # numpy's beta distribution refuses what rounds to 0
 
 

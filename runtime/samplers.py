@@ -11,7 +11,6 @@ from datasets import Draw
 from utils import UserError
 
 REPEATS = 3
-
 ROUND = 256
 
 

@@ -241,7 +241,6 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
-
 KEPT_BYTES = 2**30  # pieces up to this size stay with the process
 
 

@@ -67,7 +67,6 @@ NETWORK = {"concurrency_id": "network", "concurrency_limit": 1}
 # Gradio's own `preprocess` opens and converts an upload, or fails with a traceback, before `read_image` sees it.
 # It is replaced on the class because Gradio creates the component again when an example is chosen.
 gr.Image.preprocess = lambda self, upload: upload and upload.path
-
 Example = tuple[str, str]  # path and text
 
 

@@ -46,7 +46,6 @@ KINDS = {
     "duplicates_within_splits": "images twice in one split",
 }
 NOTES = ("duplicates_within_splits",)  # reported, but not wrong
-
 Finding = dict[str, Any]  # `text`, for the report, and what else is known, for the JSON file
 Findings = dict[str, list[Finding]]
 

@@ -45,7 +45,6 @@ from tools.tables.writing import COLUMNS, Row, Rows, score_column, write_tables
 from utils import UserError
 
 PAPER = ROOT / "configs" / "paper"
-
 Results = dict[Job, dict[str, Any] | str]
 
 

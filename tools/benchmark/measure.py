@@ -15,7 +15,6 @@ from utils import mistake, reason, write_json
 
 GIB = 2**30
 MIB = 2**20
-
 Quartiles = dict[str, float]  # lower, median, upper, rounds
 ATTENTION_FLOPS = {  # PyTorch's flop counter does not know the CPU's kernels; the first arguments are shapes
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),

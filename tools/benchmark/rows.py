@@ -17,7 +17,6 @@ from models.text import text_features
 
 NUM_CLASSES = 7
 VARIANTS = ("compiled", "channels-last", "checkpointing", "bfloat16")
-
 Step = Callable[[], Any]
 
 

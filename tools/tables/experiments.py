@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from utils import UserError, printable, shown
 
 DATA_FOLDERS = {"SER": "SER_Dataset", "SER_V": "SER_Dataset", "FI": "FI", "EmotionROI": "EmotionROI"}
-
 PROTOCOLS = {"published": "best epoch on test", "val": "epoch chosen on val, test once"}
 
 

@@ -21,12 +21,9 @@ from tools.tables.statistics import bootstrap, grouped_accuracy
 from utils import UserError, read_json_lines, write_whole
 
 ROUNDS = 5  # timed passes, of which the median counts
-
 BATCH = 8
-
 HOG = "hog"
 UNTRAINED = (HOG, "majority")  # their figures do not depend on the seed, and no epoch is chosen
-
 FIGURES = ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples", "correct")
 
 

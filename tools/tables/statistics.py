@@ -13,9 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 RESAMPLES = 10_000
-
 CONFIDENCE = 0.95
-
 BATCH = 1000  # resamples in memory at a time
 
 

@@ -11,7 +11,6 @@ from tools.tables.experiments import PROTOCOLS, Experiment, Table
 from utils import write_json, write_whole
 
 REPRODUCED_WITHIN = 0.02  # points of top-1
-
 COLUMNS = (
     "row", "protocol", "val top-1", "top-1", "95 %", "by group", "macro P", "macro R", "macro F1",
     "weighted P", "weighted R", "weighted F1", "mAP", "published", "difference", "samples", "seeds", "parameters",
@@ -19,13 +18,11 @@ COLUMNS = (
 )  # fmt: skip
 
 LATEX_COLUMNS = ("row", "protocol", "top-1", "95 %", "by group", "macro F1", "weighted F1", "mAP", "published")
-
 LATEX = str.maketrans(
     {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "{": r"\{", "}": r"\}", "–": "--", "~": r"\~{}"}
 )
 
 SHARES = ("precision", "recall", "f1")
-
 Outcome = dict[int, dict[str, Any]] | str  # the figures by seed, or why there are none
 
 
