@@ -77,26 +77,27 @@ def without_frozen(
     )
     start = [sum(map(len, whole[:number])) for number in range(len(whole))]
     expected = [list(range(first, first + len(group))) for first, group in zip(start, whole, strict=True)]
-    entries = plain(saved.get("state"))
-    if not whole or numbers != expected or not isinstance(entries, dict):
+    if not whole or numbers != expected:
         return saved
+    entries = plain(saved.get("state"))
     own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     position = {id(parameter): number for number, parameter in enumerate(own)}
     parameters = [parameter for group in whole for parameter in group]
-    state = {}
-    for number, entry in entries.items():
+    state: dict[int, Any] = {}
+    for number, entry in entries.items() if isinstance(entries, dict) else ():
         if type(number) is not int or not 0 <= number < len(parameters):
             raise misfit(source, f"states of parameters 0 to {len(parameters) - 1}", shown(number))
         if id(parameters[number]) in position:
             state[position[id(parameters[number])]] = entry
     own_groups = optimizer.state_dict()["param_groups"]
-    groups = [plain(group) | {"params": one["params"]} for group, one in zip(groups, own_groups, strict=True)]
-    return {"state": state, "param_groups": groups}
+    renumbered = [plain(group) | {"params": one["params"]} for group, one in zip(groups or [], own_groups, strict=True)]
+    return {"state": state, "param_groups": renumbered}
 
 
 def groups_of_all(model: nn.Module, count: int) -> list[list[nn.Parameter]]:
     """All parameters in timm's groups: one, or those without weight decay and those with it; else no groups."""
-    vectors, matrices = [], []
+    vectors: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (vectors if parameter.ndim <= 1 or name.endswith(".bias") else matrices).append(parameter)
     return {1: [list(model.parameters())], 2: [vectors, matrices]}.get(count, [])

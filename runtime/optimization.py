@@ -48,7 +48,10 @@ def check_betas(options: Namespace, settings: dict[str, Any]) -> None:
     weight.grad = torch.ones(2, 2)
     settings = {name: value for name, value in settings.items() if name != "fused"}  # the copy is on the CPU
     try:
-        create_optimizer_v2([weight], opt=options.opt, **settings).step()
+        optimizer = create_optimizer_v2([weight], opt=options.opt, **settings)
+        if "betas" not in optimizer.param_groups[0]:
+            raise ValueError("it has none")
+        optimizer.step()
     except (ValueError, TypeError, IndexError, AssertionError) as error:
         given = " ".join(f"{beta:g}" for beta in options.opt_betas)
         raise UserError(
