@@ -169,9 +169,8 @@ class Checkpoint:
             known.setdefault("backbone", name)
         if self.args:
             known.setdefault("fuse_num_heads", SETTINGS["fuse_num_heads"].default)
-        weight = self.model.get("fusion_model.ffn.fc1.weight")
-        if weight is not None and weight.ndim == 2:
-            known.setdefault("fuse_mlp_dim", weight.shape[0])
+        if width := mlp_width(self.model):
+            known.setdefault("fuse_mlp_dim", width)
         return known
 
     @property
@@ -197,6 +196,13 @@ class Checkpoint:
     def drop_tensors(self) -> None:
         """Lets go of the weights and the optimizer's state, which take as much memory as the network itself."""
         self.model, self.model_ema, self.optimizer, self.processes = {}, None, None, []
+
+
+def mlp_width(state: Mapping[str, Tensor]) -> int:
+    """The width of the fusion's MLP in a state dict, 0 if there is none."""
+    name = "fusion_model.ffn.fc1.weight"
+    weight = state.get(name, state.get(f"module.{name}"))
+    return weight.shape[0] if weight is not None and weight.ndim == 2 else 0
 
 
 class Check(NamedTuple):
@@ -254,6 +260,9 @@ def check_fields(content: dict[str, Any], flag: str, source: str, file_bytes: in
         values["bert_config"] = check_encoder_config(values["bert_config"], f"{source}, bert_config", file_bytes)
     for name in {"model", "model_ema"} & (values.keys() | {"model"}):
         values[name] = check_state(content[name], source, file_bytes)
+    asked, width = values.get("args", {}).get("fuse_mlp_dim"), mlp_width(values["model"])
+    if asked and width and asked != width:
+        raise UserError(f"{source}, args: fuse_mlp_dim is {asked}: expected {width}, as its weights have it")
     return Checkpoint(**values)
 
 

@@ -20,7 +20,7 @@ from runtime.state import Training
 from tests.conftest import BERT
 from tests.test_golden import STATE_DICTS
 from tests.test_main import assert_one_line_error, run_here
-from utils import start_processes
+from utils import UserError, start_processes
 
 NARROW = PVTConfig(embed_dims=(16, 32, 40, 48), num_heads=(1, 2, 2, 3), mlp_ratios=(2, 2, 2, 2))  # PVT-small's depths
 SETTINGS = {"alpha": 2, "hidden_dim": 24, "fuse_mlp_dim": 40, "fuse_num_heads": 4}
@@ -312,3 +312,10 @@ def test_the_text_encoders_width_is_compared(small_bert, sticker_set):
     assert_one_line_error(finished, "--bert-dim 768: expected 24, the text encoder's width")
     assert run_here("main.py", *words, "--bert-dim", "24").code == 0
     assert run_here("main_V.py", *words[:-2], "--bert-dim", "768").code == 0
+
+
+def test_a_width_that_the_weights_do_not_have_is_named(tmp_path):
+    """Before a network of that width is built."""
+    publish(tmp_path / "published.pth", "lora_v", args=argparse.Namespace(**SETTINGS | {"fuse_mlp_dim": 10**9}))
+    with pytest.raises(UserError, match="args: fuse_mlp_dim is 1000000000: expected 40"):
+        read_checkpoint(tmp_path / "published.pth", "checkpoint")

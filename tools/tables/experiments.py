@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from utils import UserError, printable, shown
 
 DATA_FOLDERS = {"SER": "SER_Dataset", "SER_V": "SER_Dataset", "FI": "FI", "EmotionROI": "EmotionROI"}
-PUBLISHED_FLAGS = "--batch-size 16"  # of the paper's runs; the flag's default is the script's
 PROTOCOLS = {"published": "best epoch on test", "val": "epoch chosen on val, test once"}
 
 
@@ -102,7 +101,7 @@ def read_settings(file: Path | None) -> tuple[Settings, list[Table]]:
     Without a file, the published settings. Raises UserError as `read_tables`.
     """
     if file is None:
-        return Settings(flags=PUBLISHED_FLAGS), []
+        return Settings(), []
     with run_file(file, "settings = dict(...) and perhaps tables = [dict(name, title, note, rows), ...]") as values:
         settings = Settings(**{"is_published": False, **values["settings"]})
         tables = [build(**table) for table in values.get("tables", [])]
