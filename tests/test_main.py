@@ -214,6 +214,7 @@ def assert_one_line_error(finished, *parts, code=2):
         (["--sched", "nonsense"], ["--sched nonsense"]),
         (["--aa", "nonsense"], ["--aa nonsense"]),
         (["--epochs", "many"], ["--epochs"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--device", "cuda"], ["--device cuda"])
         if not torch.cuda.is_available()
         else (["--device", "x"], ["--device"]),
