@@ -12,7 +12,7 @@
 
 import sys
 
-from runtime.options import check_command_line, parse_options
+from runtime.options import check_command_line, given_without_effect, parse_options
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])  # --help and a wrong flag end here, before PyTorch is loaded
@@ -79,9 +79,11 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
         options = parse_options(argv, defaults)
         # Twice as patient as the watchdog, which can say more than a collective that waits in vain.
         processes = start_processes(options.device, options.dist_url, timeout=2 * options.timeout)
+        if flags := given_without_effect(argv, options):
+            print0(f"{', '.join(flags)}: without effect, as in the published script")
         run = build_run(options, processes)
         if options.eval:
-            evaluate_checkpoint(run, options.resume)
+            evaluate_checkpoint(run, options.resume or options.finetune)
         elif run.network.learns:
             train(run)
         else:
@@ -137,20 +139,24 @@ def train(run: Run) -> None:
                 evaluate_epoch(run, training, monitor, main_boards)
         except Interrupted:
             training.save(run.checkpoint_path())
-            print0(f"stopped by a signal in epoch {training.epoch} after {training.batch} batches, checkpoint written")
+            written = "checkpoint written" if options.output_dir else "nothing saved without --output-dir"
+            print0(f"stopped by a signal in epoch {training.epoch} after {training.batch} batches, {written}")
             raise
         finish(run, training, monitor, main_boards)
 
 
 def prepare_folder(run: Run, training: Training) -> None:
-    """Makes the output folder with the run's options; a log of another run is set aside."""
+    """Makes the output folder, if there is to be one, with the run's options; a log of another run is set aside."""
     options, folder = run.options, Path(run.options.output_dir)
-    make_writable_folder(folder)
-    if training.epoch >= options.epochs and not run.checkpoint_path().is_file():
+    if options.output_dir:
+        make_writable_folder(folder)
+    if training.epoch >= options.epochs and not (options.output_dir and run.checkpoint_path().is_file()):
         raise UserError(
             f"--resume {options.resume}: has finished epoch {training.epoch - 1}, and --epochs is {options.epochs}: "
             "raise --epochs to train on, or use --eval"
         )
+    if not options.output_dir:
+        return
     best = run.checkpoint_path("_best")
     if options.protocol == "val" and training.best["epoch"] >= 0 and not best.is_file():
         raise UserError(
@@ -186,9 +192,9 @@ def train_epoch(run: Run, training: Training, monitor: Monitor) -> None:
     train_one_epoch(
         training.parallel,
         run.criterion,
-        monitor.batches(loader, f"epoch {training.epoch}", training.skipped, done=done),
+        monitor.batches(loader, f"epoch {training.epoch}", training.skipped, done=done, describe=training.progress),
         training.stepper(after_step),
-        run.precision,
+        training.precision,
         training.losses,
         num_batches=len(loader),
         first_batch=done,
@@ -209,6 +215,8 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
         f"epoch {epoch}: loss {entry['train_loss']:.4f}, accuracy {watched_accuracy(entry):.2f} %, "
         f"best {entry['best_acc1']:.2f} % (epoch {entry['best_epoch']}), {entry['train_seconds']:.0f} s"
     )
+    if not options.output_dir:
+        return
     names = ["_best"] * is_best + [f"_epoch{epoch:04d}"] * (options.keep > 0) + [""]
     training.save(*map(run.checkpoint_path, names))
     with failing_together():
@@ -225,16 +233,19 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
 
 def log_entry(training: Training, split: str, evaluation: Evaluation) -> dict[str, Any]:
     """The log's entry on the epoch that was trained and evaluated; all processes take part."""
-    metrics = evaluation.metrics
+    metrics, rate = evaluation.metrics, training.optimizer.param_groups[0]["lr"]
     parts = gather((training.losses.mean(), list(training.skipped.values())))
     entry = {
         "epoch": training.epoch,
-        "lr": training.optimizer.param_groups[0]["lr"],
+        "lr": rate,
+        "train_lr": rate,
         "train_loss": sum(loss for loss, _ in parts) / len(parts),
         "train_seconds": round(training.seconds, 2),
         f"{split}_acc1": metrics["acc1"],
+        f"{split}_acc5": metrics["acc5"],
         f"{split}_loss": metrics["loss"],
         f"{split}_macro_f1": metrics["macro"]["f1"],
+        "n_parameters": sum(parameter.numel() for parameter in training.model.parameters()),
     }
     bad = {image.path for _, images in parts for image in images}
     if bad:
@@ -259,8 +270,8 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
             for tensor in training.measured.state_dict().values():
                 dist.broadcast(tensor, 0)
     evaluation = measure(run, training.measured, "test", monitor)
-    report(run, evaluation, "test", path, path.parent)
-    if run.processes.is_main:
+    report(run, evaluation, "test", path, path.parent if run.options.output_dir else None)
+    if run.processes.is_main and run.options.output_dir:
         finish_report(run, training.measured, training.history, evaluation, path, main_boards)
     if not is_chosen:
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
@@ -270,6 +281,10 @@ def count_classes(run: Run) -> None:
     """What the majority class has in place of a training: the counts of train, then the figures on test."""
     data, path = run.data["train"], run.checkpoint_path()
     run.model.counts += torch.bincount(torch.tensor(data.labels), minlength=len(data.class_names)).to(run.model.counts)
+    if not run.options.output_dir:
+        with Monitor(run.options, run.processes, trains=False) as monitor:
+            report(run, measure(run, run.model, "test", monitor), "test", path, None)
+        return
     with failing_together():
         make_writable_folder(path.parent)
         if run.processes.is_main:

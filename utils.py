@@ -387,14 +387,19 @@ def first_slurm_node(environment: "os._Environ[str] | dict[str, str]") -> str:
 
 
 def choose_device(name: str, local_rank: int) -> "torch.device":
-    """`auto` takes CUDA, then MPS, then the CPU; a device asked for by name must be there."""
+    """`auto` takes CUDA, then MPS, then the CPU; a device asked for by name, or `cuda:NUMBER`, must be there."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
+    kind, _, number = name.partition(":")
+    if not available[kind] or (number and int(number) >= torch.cuda.device_count()):
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or --device cpu")
+    if number and local_rank:
+        raise UserError(f"--device {name}: expected cuda for several processes, each of which takes its own GPU")
+    if number:
+        return torch.device(kind, int(number))
     if name != "cuda":
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():

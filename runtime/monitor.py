@@ -197,20 +197,33 @@ def profiling(steps: int | None, path: Path) -> Iterator[Callable[[], None]]:
         yield profiler.step
 
 
-def progress(items: Iterable[Item], *, total: int, title: str, every: int = 50, done: int = 0) -> Iterator[Item]:
+def progress(
+    items: Iterable[Item],
+    *,
+    total: int,
+    title: str,
+    every: int = 50,
+    done: int = 0,
+    describe: Callable[[], str] = lambda: "",
+) -> Iterator[Item]:
     """Passes the items on with a progress bar where process 0 has a terminal, else with a line every `every` items.
 
     Args:
         done: how many of the `total` were done before.
+        describe: what to say beside the number, such as the loss.
     """
     if sys.stderr.isatty() and is_main_process():
-        yield from tqdm(items, total=total, initial=done, desc=title, leave=False)
+        with tqdm(items, total=total, initial=done, desc=title, leave=False) as bar:
+            for item in bar:
+                yield item
+                bar.set_postfix_str(describe(), refresh=False)
         return
     start = time.monotonic()
     for number, item in enumerate(items, start=done + 1):
         yield item
         if number % every == 0 or number == total:
-            print0(f"{title}: {number}/{total}, {(time.monotonic() - start) / (number - done):.3f} s each")
+            told = f", {said}" if (said := describe()) else ""
+            print0(f"{title}: {number}/{total}, {(time.monotonic() - start) / (number - done):.3f} s each{told}")
 
 
 class Monitor(ExitStack):
@@ -235,7 +248,14 @@ class Monitor(ExitStack):
         return self
 
     def batches(
-        self, loader: DataLoader, title: str, skipped: dict[int, BadImage], *, done: int = 0, together: bool = False
+        self,
+        loader: DataLoader,
+        title: str,
+        skipped: dict[int, BadImage],
+        *,
+        done: int = 0,
+        together: bool = False,
+        describe: Callable[[], str] = lambda: "",
     ) -> Iterator[Batch]:
         """The batches of a loader, with progress; `skipped` takes the images that were left out or replaced.
 
@@ -243,6 +263,7 @@ class Monitor(ExitStack):
             done: how many batches of the loader's epoch were done before.
             together: whether the processes agree before each batch if one of them has to stop; those with fewer
                 batches take part in all rounds.
+            describe: see `progress`.
 
         Raises:
             Interrupted: with `together`, on every process, if one of them got a signal.
@@ -250,7 +271,8 @@ class Monitor(ExitStack):
         batches = self.watchdog.passing(read_batches(loader), title, start=done)
         if together:
             batches = self._until_stopped(batches, largest(len(loader)))
-        for batch in progress(batches, total=len(loader), title=title, every=self.options.log_every, done=done):
+        shown = {"total": len(loader), "title": title, "every": self.options.log_every, "done": done}
+        for batch in progress(batches, **shown, describe=describe):
             skipped.update((image.index, image) for image in batch["skipped"])
             yield batch
 

@@ -82,8 +82,11 @@ class Evaluation(NamedTuple):
     not_scored: list[dict[str, str]]
 
 
-def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path) -> None:
-    """Writes the figures of a checkpoint on a split and its predictions into a folder, and prints the figures."""
+def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path | None) -> None:
+    """Prints the figures of a checkpoint on a split, and writes them and its predictions into a folder, if any."""
+    if folder is None:
+        print0(f"{split} of {run.options.dataset}:\n{format_metrics(evaluation.metrics)}")
+        return
     path = folder / f"{checkpoint.stem}_{split}.json"
     with failing_together():
         if run.processes.is_main:

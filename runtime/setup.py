@@ -26,7 +26,7 @@ from readers.data_sets import DATA_SETS
 from readers.tokenizer import Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
-from runtime.weights import Start, build_model, check_classes, read_start, resolve_resume
+from runtime.weights import Start, build_model, check_classes, find_own_name, read_start, resolve_resume
 from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
@@ -124,6 +124,7 @@ def build_run(options: Namespace, processes: Processes) -> Run:
         if options.deterministic:
             make_deterministic()
         check_options(options, network)
+    find_own_name(options, network)
     newest = resolve_resume(options, network, processes)
     with failing_together():
         set_seeds(options.seed + processes.rank)
@@ -167,8 +168,10 @@ def check_options(options: Namespace, network: Network) -> None:
         with naming_flags(SETTINGS):
             check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
     check_model(options, network)
-    if options.eval and not options.resume:
-        raise UserError("--eval evaluates a checkpoint: name it with --resume")
+    if options.eval and not (options.resume or options.finetune):
+        raise UserError("--eval evaluates a checkpoint: name it with --resume or --finetune")
+    if options.eval and options.finetune and options.model_ema:
+        raise UserError("--model-ema: --finetune reads no moving average: name the checkpoint with --resume")
     if options.resume not in ("", "auto") and options.finetune:
         raise UserError("--resume continues a run and --finetune starts one: give one of them")
     if options.resume == "auto" and not options.output_dir:
@@ -176,13 +179,29 @@ def check_options(options: Namespace, network: Network) -> None:
     if options.resume == "auto" and options.start_epoch:
         raise UserError("--start-epoch goes with a fresh run: --resume auto knows the epoch itself")
     if not options.eval and not options.output_dir:
-        raise UserError("--output-dir is missing: name the folder for checkpoints and log")
+        check_unsaved(options)
     if options.scale[0] > options.scale[1]:
         raise UserError(
             f"--scale {options.scale[0]:g} {options.scale[1]:g}: expected the least crop before the largest"
         )
     if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
+
+
+def check_unsaved(options: Namespace) -> None:
+    """Raises UserError for a training without --output-dir that has to write there."""
+    writing = {
+        "--protocol val": options.protocol == "val",
+        "--checkpoint-steps": options.checkpoint_steps,
+        "--keep": options.keep,
+        "--profile": options.profile,
+        "--tensorboard": options.tensorboard,
+        "--wandb": options.wandb,
+    }
+    for flag, is_on in writing.items():
+        if is_on:
+            raise UserError(f"--output-dir is missing, into which {flag} writes: name a folder")
+    print0("without --output-dir nothing is saved: no checkpoint, no log, no figures")
 
 
 def check_model(options: Namespace, network: Network) -> None:

@@ -12,6 +12,7 @@ from runtime.options import parse_options
 from runtime.reports import read_predictions
 from tests.conftest import ROOT, SMALL, run_process
 from tools.tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
+from tools.tables.running import Job, RunContext
 from tools.tables.writing import COLUMNS, Row, as_csv, latex, markdown
 from utils import UserError
 
@@ -242,6 +243,18 @@ def test_seeds_have_mean_and_deviation():
     assert "not run: no data: a\\|b" in text
     assert r"A\_1 & val & 60.00 $\pm$ 10.00" in latex([Table("t", "T", "", [one])], rows, facts)
     assert "val top-1" not in text.splitlines()[6]  # no row has one
+
+
+def test_the_papers_experiments_have_the_papers_batches():
+    """Of 16 images a process, and not of as many as the flag's default says; the demo's have those of its config."""
+    (experiment,) = [
+        row for table in read_tables(ROOT / "configs" / "paper") for row in table.rows if row.name == "lora"
+    ]
+    for file, size in ((None, 16), (ROOT / "configs" / "paper_demo.py", 32)):
+        folders = {"data_root": ROOT, "weights": ROOT / "weights", "runs": ROOT / "runs"}
+        context = RunContext(read_settings(file)[0], **folders, bert_model="", launcher="", threads=1, train=True)
+        _, *words = Job(experiment, "published", 0).command(context)
+        assert parse_options(words, {}).batch_size == size
 
 
 def test_the_papers_experiments_are_command_lines():

@@ -22,6 +22,7 @@ from utils import UserError, read_json_lines, write_whole
 
 ROUNDS = 5  # timed passes, of which the median counts
 BATCH = 8
+PAPER_BATCH_SIZE = "16"  # images a process; the flag's default is the published script's
 HOG = "hog"
 UNTRAINED = (HOG, "majority")  # their figures do not depend on the seed, and no epoch is chosen
 FIGURES = ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples", "correct")
@@ -78,6 +79,8 @@ class Job(NamedTuple):
         one, settings = self.experiment, context.settings
         words = [one.script, "--config", settings.config or f"configs/pvt/{one.backbone}.py"]
         words += ["--dataset", one.dataset, "--data-path", str(self.data_path(context)), "--seed", str(self.seed)]
+        if settings.is_published:
+            words += ["--batch-size", PAPER_BATCH_SIZE]
         if model := stand_in(one, settings):
             words += ["--model", model]
         if one.start != "pvt":
