@@ -7,7 +7,7 @@ SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults fuzz lint benchmark benchmark-gpu lock clean
+.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults fuzz lint benchmark benchmark-gpu gpu-report lock clean
 
 install: $(VENV)/installed
 
@@ -86,6 +86,10 @@ benchmark: install
 benchmark-gpu: install
 	$(PYTHON) -m tools.benchmark network --device cuda --size 448 --dtype float16 bfloat16 --batch-size 16 max --compile \
 	  --output docs/benchmarks/gpu.json
+
+# On a machine with a GPU; takes the calling Python and installs nothing.
+gpu-report:
+	python3 -m tools.benchmark.gpu_report --data data/demo
 
 # The versions of everything that the pinned packages need, on every system and Python (needs uv: pip install uv).
 lock:
