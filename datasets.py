@@ -1,5 +1,6 @@
 """The data sets as PyTorch reads them: draws, transforms and `StickerDataset`."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -244,7 +245,7 @@ class StickerDataset(Dataset):
                 for key in keys:
                     self._read_into(read, key)
         except UserError as error:
-            return UserError(str(error))
+            return copy.copy(error)  # without the frames that it came through
         return read
 
     def _read(self, key: int | Draw) -> Item:
@@ -258,7 +259,7 @@ class StickerDataset(Dataset):
         try:
             image = self.transform(image)
         except UserError as error:
-            raise UserError(f"{printable(sample.path)}: {error}") from error
+            raise type(error)(f"{printable(sample.path)}: {error}") from error
         item = {"image": image, "label": sample.label, "index": index}
         if self.words is not None:
             item["word_ids"], item["word_mask"] = self.words[self.rows[index]]

@@ -166,7 +166,10 @@ def test_every_mistake_of_fi_is_listed(tmp_path):
         "missing_images": ["test, entry 3"],
         "broken_images": ["train"],
         "duplicates_across_splits": [],
+        "unused_texts": [],
         "duplicates_within_splits": [],
+        "left_out": [],
+        "merged_labels": [],
     }
     assert report["class_counts"]["train"]["fear"] == 2
     assert report["class_counts"]["train"]["awe"] == 0
@@ -180,7 +183,7 @@ def test_every_mistake_of_emotion_roi_is_listed(tmp_path):
     code, report = run(root)
     assert code == 1
     found = {kind: [finding["text"] for finding in found] for kind, found in report["findings"].items()}
-    assert [len(texts) for texts in found.values()] == [0, 1, 2, 1, 1, 1, 0]
+    assert [len(texts) for texts in found.values()] == [0, 1, 2, 1, 1, 1, 0, 0, 0, 0]
     assert "line 4" in found["wrong_entries"][0]
     assert ["line 2" in found["unknown_labels"][0], "line 3" in found["unknown_labels"][1]] == [True, True]
     assert found["missing_images"] == [f"train, line 5: {root / 'images/joy/gone.png'}"]

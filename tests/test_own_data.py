@@ -46,7 +46,10 @@ def test_a_table_has_the_samples_of_its_lines(table, sticker_set):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (("a.png", "calm", "test", "", "more"), "line 3: expected a path, a label and a split, found"),
+        (
+            ("a.png", "calm", "test", "", "more"),
+            "line 3: expected at most 4 values, with quotes around a text that has a",
+        ),
         (("a.png", "", "test", ""), "line 3: expected a path, a label and a split"),
         (("a.png", "calm", "dev", ""), "line 3: expected the split train, val or test, found str 'dev'"),
         (("a.png", "sad", "test", ""), "line 3: expected a label that train has: calm, found str 'sad'"),
