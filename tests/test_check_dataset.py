@@ -86,6 +86,87 @@ def test_a_sound_set_is_told_by_its_layout(tmp_path, capsys, name):
     assert text.endswith("nothing is wrong\n")
 
 
+def make_folder(root: Path, splits: tuple[str, ...] = ("train", "val", "test"), names=("happy", "sad")) -> Path:
+    """Class folders with an image each."""
+    for split in splits:
+        for name in names:
+            add_image(root / split / name / "0.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("splits", "names", "dataset"),
+    [
+        (("train", "val", "test"), ("happy", "sad"), "folder"),
+        (("train", "test"), ("happy", "sad"), "folder"),
+        (("train", "test"), ("anger", "fear", "sadness", "joy"), "folder"),
+        (("train", "val", "test"), FI_NAMES, "folder"),
+        (("train", "test"), FI_NAMES, "FI"),
+    ],
+)
+def test_class_folders_are_told_from_fi(tmp_path, splits, names, dataset):
+    _, report = run(make_folder(tmp_path / "set", splits, names))
+    assert (report["dataset"], report["guessed"]) == (dataset, True)
+    assert kinds_found(report) == (set() if "val" in splits or dataset == "FI" else {"unreadable_lists"})
+
+
+@pytest.mark.parametrize("name", ["table.CSV", "table.tsv", "table"])
+def test_a_file_is_a_table(tmp_path, name):
+    root = make_folder(tmp_path / "set")
+    images = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    lines = ["path,label,split", *(f"{image},{image.parts[1]},{image.parts[0]}" for image in images)]
+    (root / name).write_text("\n".join(lines))
+    code, report = run(root / name)
+    assert (code, report["dataset"]) == (0, "csv")
+
+
+def test_what_is_left_out_is_a_note_and_unused_texts_are_wrong(tmp_path, capsys):
+    root = make_folder(tmp_path / "set")
+    (root / "train" / "angry").mkdir()
+    (root / "test" / "@eaDir").mkdir()
+    code, report = run(root)
+    assert (code, report["class_counts"]["train"]) == (0, {"happy": 1, "sad": 1})
+    assert [finding["text"].rpartition(": ")[2] for finding in report["findings"]["left_out"]] == [
+        "angry (empty)",
+        "@eaDir",
+    ]
+    write_list(root / "texts.json", {"train/happy/0.png": "yes", "train/happy/1.png": "no"})
+    code, report = run(root)
+    assert code == 1
+    assert [finding["text"].rpartition(": ")[0] for finding in report["findings"]["unused_texts"]] == [
+        f"{root}/texts.json: 1 of 2 texts belong to no image: train/happy/1.png"
+    ]
+    assert "texts that belong to no image: 1\n" in capsys.readouterr().out
+
+
+def test_labels_that_differ_in_case_alone_are_reported(tmp_path, capsys):
+    root = make_folder(tmp_path / "set", ("train",))
+    (root / "table.csv").write_text("path,label,split\ntrain/happy/0.png,happy,train\ntrain/sad/0.png,Happy,train\n")
+    code, report = run(root / "table.csv")
+    assert code == 1
+    assert "found 'Happy' and 'happy': write them alike" in report["findings"]["unreadable_lists"][0]["text"]
+
+
+def test_linked_data_are_sound(tmp_path):
+    pool = make_folder(tmp_path / "pool")
+    root = tmp_path / "set"
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+        (root / split / "happy").symlink_to(pool / split / "happy")
+        (root / split / "sad").mkdir()
+        (root / split / "sad" / "0.png").symlink_to(pool / split / "sad" / "0.png")
+    code, report = run(root)
+    assert (code, report["dataset"], kinds_found(report)) == (0, "folder", set())
+
+
+def test_an_image_that_is_not_found_says_why(tmp_path):
+    root = make_ser(tmp_path / "set")
+    write_list(root / "Annotations" / "train.json", {"annotations": [entry("Train1.png")]})
+    _, report = run(root)
+    (finding,) = report["findings"]["missing_images"]
+    assert finding["text"].endswith("Train1.png (there is train1.png, in another case)")
+
+
 def test_classes_are_counted_by_split(tmp_path, capsys):
     _, report = run(make_ser(tmp_path / "set"))
     assert report["class_counts"]["train"] == dict.fromkeys(SER_NAMES, 0) | {"surprise": 1, "happiness": 1}
