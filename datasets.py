@@ -22,6 +22,8 @@ from readers.annotations import Sample
 from readers.data_sets import DATA_SETS
 from readers.image_cache import PictureCache
 from readers.images import read_image
+from readers.own_data import read_csv as read_csv  # beside `build_dataset`, for those who want the samples alone
+from readers.own_data import read_folder as read_folder
 from readers.tokenizer import Tokenizer
 from utils import UserError, printable
 
