@@ -18,6 +18,7 @@ from readers.class_folders import (
 )
 from readers.files import (
     MergedLabels,
+    RepeatedImages,
     Report,
     UnknownLabel,
     UnusedTexts,
@@ -85,6 +86,16 @@ def report_merged(file: Path, lines: Iterable[Line], report: Report) -> None:
         report(MergedLabels(f"{printable(file)}: labels that differ in form alone are taken as one: {listed(merged)}"))
 
 
+def report_shared(file: Path, lines: Iterable[Line], report: Report) -> None:
+    """Reports the images that a table has in several splits."""
+    splits = defaultdict(set)
+    for line in lines:
+        splits[_plain_path(line.path)].add(line.split)
+    shared = [path for path, names in splits.items() if len(names) > 1]
+    if shared:
+        report(RepeatedImages(f"{printable(file)}: {len(shared):,} images are in several splits: {listed(shared)}"))
+
+
 def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
     """Reads a split, `train`, `val` or `test`, of images in class folders: `<root>/<split>/<class>/<image>`.
 
@@ -127,6 +138,7 @@ def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample
         raise mistake(file, f"lines of the split {split}", f"{found} alone", "complete the table")
     if split == "train":  # once, as all splits are in the table
         report_merged(file, lines, report)
+        report_shared(file, lines, report)
     return collect(file, file.parent, enumerate(chosen), partial(_table_entry, names=names), report)
 
 

@@ -134,6 +134,14 @@ def test_a_table_is_read_as_spreadsheets_save_it(tmp_path, settings):
         assert read_csv(table, split) == expected
 
 
+def test_an_image_in_several_splits_is_said(tmp_path, capsys):
+    table = write_rows(tmp_path / "set.csv", [*ROWS, (".\\0.png", "glad", "test")])
+    assert len(read_csv(table, "test")) == 3
+    assert capsys.readouterr().out == ""
+    read_csv(table, "train")
+    assert capsys.readouterr().out == f"warning: {table}: 1 images are in several splits: 0.png\n"
+
+
 def test_quotes_may_follow_a_space(tmp_path):
     table = write_rows(tmp_path / "set.csv")
     table.write_text('path, "label", split, text\n0.png, "calm", train, "hello, ""you"""\n')
