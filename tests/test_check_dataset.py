@@ -380,6 +380,14 @@ def test_a_mistake_in_the_command_line_is_one_line(tmp_path, capsys, monkeypatch
     assert said.count("\n") == 1
 
 
+def test_a_closed_pipe_ends_it_without_a_word(tmp_path):
+    root = make_ser(tmp_path / "set")
+    command = f"'{sys.executable}' tools/check_dataset.py '{root}' --workers 1 --json '{tmp_path}/report.json' | true"
+    finished = run_process("bash", "-c", command)
+    assert (finished.code, "Error" in finished.output) == (0, False)
+    assert json.loads((tmp_path / "report.json").read_text())["ok"]
+
+
 def test_it_runs_as_a_script(tmp_path):
     root = make_ser(tmp_path / "set")
     finished = run_process(sys.executable, "tools/check_dataset.py", root, "--workers", 2)

@@ -79,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json is not None and not options.json.parent.is_dir():
             raise mistake(f"--json {options.json}", "a file in a folder", "no such folder", "make it or name another")
         report = check(options.path, options.dataset, options.workers)
-        print(format_report(report))
         if options.json is not None:
             write(options.json, report)
+        print(format_report(report), flush=True)
     except (UserError, RunError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -294,3 +294,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
