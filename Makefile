@@ -73,7 +73,7 @@ test-app: $(VENV)/installed-browser
 	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
-	for reader in annotations own-data images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count 20000 || exit 1; done
+	for reader in annotations own-data tables images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count 20000 || exit 1; done
 
 lint: install
 	$(PYTHON) -m ruff check .

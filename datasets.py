@@ -1,5 +1,6 @@
 """The data sets as PyTorch reads them: draws, transforms and `StickerDataset`."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,6 +22,8 @@ from readers.annotations import Sample
 from readers.data_sets import DATA_SETS
 from readers.image_cache import PictureCache
 from readers.images import read_image
+from readers.own_data import read_csv as read_csv  # beside `build_dataset`, for those who want the samples alone
+from readers.own_data import read_folder as read_folder
 from readers.tokenizer import Tokenizer
 from utils import UserError, printable
 
@@ -244,7 +247,7 @@ class StickerDataset(Dataset):
                 for key in keys:
                     self._read_into(read, key)
         except UserError as error:
-            return UserError(str(error))
+            return copy.copy(error)  # without the frames that it came through
         return read
 
     def _read(self, key: int | Draw) -> Item:
@@ -258,7 +261,7 @@ class StickerDataset(Dataset):
         try:
             image = self.transform(image)
         except UserError as error:
-            raise UserError(f"{printable(sample.path)}: {error}") from error
+            raise type(error)(f"{printable(sample.path)}: {error}") from error
         item = {"image": image, "label": sample.label, "index": index}
         if self.words is not None:
             item["word_ids"], item["word_mask"] = self.words[self.rows[index]]

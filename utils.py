@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class UserError(ValueError):
     """A wrong file, entry or flag. The message names it, says what was expected and found, and what to do.
 
-    Exit code 2.
+    Exit code 2. Errors travel between processes: a subclass can be made of its message alone.
     """
 
 

@@ -1,5 +1,6 @@
 """Decoded pictures kept in memory, for small sets: decoded once, shared by the workers that are forked afterwards."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,17 +35,17 @@ class PictureCache:
     def read(self, path: Path) -> Image.Image:
         """The picture of a file, not to be changed; raises UserError as `read_image` does."""
         picture = self.pictures[path]
-        if isinstance(picture, str):
-            raise UserError(picture)
+        if isinstance(picture, UserError):
+            raise copy.copy(picture)
         return picture
 
 
-def _picture_or_error(path: Path, least_size: tuple[int, int] | None) -> Image.Image | str:
+def _picture_or_error(path: Path, least_size: tuple[int, int] | None) -> Image.Image | UserError:
     """A picture, or why it cannot be read."""
     try:
         return read_image(path, least_size)
     except UserError as error:
-        return str(error)
+        return copy.copy(error)  # without the frames that it came through
 
 
 def _check_memory(paths: list[Path], least_size: tuple[int, int] | None) -> None:

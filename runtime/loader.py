@@ -87,9 +87,9 @@ def read_batches(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
     try:
         for batch in _with_deaths(loader):
             if isinstance(batch, UserError):
-                # A new one: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long,
+                # A copy: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long,
                 # to the garbage collector.
-                raise UserError(str(batch))
+                raise copy.copy(batch)
             yield batch
     except RuntimeError as error:
         death = worker_death(error)

@@ -4,8 +4,9 @@
     python tools/check_dataset.py data/demo --workers 2 --json check.json
 
 Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
-(the same bytes) in two splits, an order of SER30K's labels that the published class counts refute. The same image twice
-in one split is noted. Exit code 0: nothing wrong; 2: a mistake in the command line.
+(the same bytes) in two splits, texts that belong to no image, an order of SER30K's labels that the published class
+counts refute. Notes: the same image twice in one split; folders and files that are left out; labels that differ in form
+alone. Exit code 0: nothing wrong; 2: a mistake in the command line.
 """
 
 import argparse
@@ -28,8 +29,18 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds t
 from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
-from readers.files import MissingImages, UnknownLabel, open_regular
+from readers.files import (
+    LeftOut,
+    ListUsed,
+    MergedLabels,
+    Remark,
+    RepeatedImages,
+    UnknownLabel,
+    UnusedTexts,
+    open_regular,
+)
 from readers.images import EXPECTED, REMEDY, read_image
+from readers.placing import MissingImages
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -43,9 +54,13 @@ KINDS = {
     "missing_images": "missing images",
     "broken_images": "broken images",
     "duplicates_across_splits": "images in more than one split",
+    "unused_texts": "texts that belong to no image",
     "duplicates_within_splits": "images twice in one split",
+    "left_out": "folders and files left out",
+    "merged_labels": "labels that differ in form alone",
 }
-NOTES = ("duplicates_within_splits",)  # reported, but not wrong
+NOTES = ("duplicates_within_splits", "left_out", "merged_labels")  # reported, but not wrong
+REMARKS = {UnusedTexts: "unused_texts", LeftOut: "left_out", MergedLabels: "merged_labels"}
 Finding = dict[str, Any]  # `text`, for the report, and what else is known, for the JSON file
 Findings = dict[str, list[Finding]]
 
@@ -64,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json is not None and not options.json.parent.is_dir():
             raise mistake(f"--json {options.json}", "a file in a folder", "no such folder", "make it or name another")
         report = check(options.path, options.dataset, options.workers)
-        print(format_report(report))
         if options.json is not None:
             write(options.json, report)
+        print(format_report(report), flush=True)
     except (UserError, RunError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -91,7 +106,7 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1")
-    if name == "csv" or (name is None and root.suffix == ".csv" and root.is_file()):
+    if name == "csv" or (name is None and root.is_file()):
         guessed, name = name is None, "csv"
     elif not root.is_dir():
         raise mistake(root, "the folder of a data set, or its CSV file", "no such folder", "name it")
@@ -99,14 +114,15 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
         guessed = name is None
     name = name or guess_dataset(root)
     findings: Findings = {kind: [] for kind in KINDS}
-    splits = {split: read_split(name, root, split, findings) for split in DATA_SETS[name].splits}
+    lists: list[str] = []
+    splits = {split: read_split(name, root, split, findings, lists) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
     checked = check_images([path for path in paths if path not in missing], workers)
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
-    report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed}
-    names = DATA_SETS[name].class_names(root)
+    report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed, "lists": lists}
+    names = class_names(name, root, findings)
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
     if names == SER_NAMES:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
@@ -116,32 +132,52 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
 
 
 def guess_dataset(root: Path) -> str:
-    """The data set whose layout a folder has; raises UserError where it has none."""
-    marks = {name: one.marks for name, one in DATA_SETS.items() if one.marks}
-    for name, folders in marks.items():
-        if any((root / folder).is_dir() for folder in folders):
+    """The data set whose layout a folder has; raises UserError if it has none."""
+    for name, one in DATA_SETS.items():
+        if one.fits(root):
             return name
-    expected = "; or ".join(f"{' or '.join(folders)} ({name})" for name, folders in marks.items())
-    raise mistake(root, f"one of the folders {expected}", "none of them", "name the data set with --dataset")
+    expected = "the layout of SER30K, FI or EmotionROI, or class folders train/<class>"
+    raise mistake(root, expected, "none of them", "name the data set with --dataset")
 
 
-def read_split(name: str, root: Path, split: str, findings: Findings) -> list[Sample]:
-    """The samples of a split; mistakes go to the findings, and missing images are among the samples."""
+def class_names(name: str, root: Path, findings: Findings) -> Sequence[str]:
+    """The names of the classes; none if the data do not say them, which is then among the findings."""
+    try:
+        return DATA_SETS[name].class_names(root)
+    except UserError:
+        if not findings["unreadable_lists"]:
+            raise
+        return ()
+
+
+def read_split(name: str, root: Path, split: str, findings: Findings, lists: list[str]) -> list[Sample]:
+    """The samples of a split; mistakes go to the findings, and missing images are among the samples.
+
+    `lists` gets what was read where a data set's lists may be in several places.
+    """
+
+    def add(kind: str, text: str, **known: str) -> None:
+        if all(finding["text"] != text for finding in findings[kind]):  # a table has all splits
+            findings[kind].append({"split": split, **known, "text": text})
 
     def note(error: UserError) -> None:
         if isinstance(error, MissingImages):
-            findings["missing_images"] += [
-                {"split": split, "path": str(path), "text": f"{split}, {where}: {printable(path)}"}
-                for where, path in error.images
-            ]
+            for one in error.images:
+                why = f" ({one.why})" if one.why else ""
+                text = f"{split}, {one.where}: {printable(one.path)}{why}"
+                findings["missing_images"].append({"split": split, "path": str(one.path), "text": text})
+        elif isinstance(error, ListUsed):
+            lists.append(str(error))
+        elif isinstance(error, Remark):
+            if not isinstance(error, RepeatedImages):  # which `find_duplicates` lists
+                add(REMARKS[type(error)], str(error))
         else:
-            kind = "unknown_labels" if isinstance(error, UnknownLabel) else "wrong_entries"
-            findings[kind].append({"split": split, "text": str(error)})
+            add("unknown_labels" if isinstance(error, UnknownLabel) else "wrong_entries", str(error))
 
     try:
         return DATA_SETS[name].read(root, split, note)
     except UserError as error:
-        findings["unreadable_lists"].append({"split": split, "text": f"{split}: {error}"})
+        add("unreadable_lists", f"{split}: {error}")
         return []
 
 
@@ -227,7 +263,7 @@ def check_label_order(counts: Sequence[int]) -> dict[str, Any]:
 def format_report(report: dict[str, Any]) -> str:
     """The report as text, with the first findings of each kind."""
     said = "guessed from the layout; --dataset names another" if report["guessed"] else "as --dataset says"
-    lines = [f"{report['path']}: {report['dataset']}, {said}", ""]
+    lines = [f"{report['path']}: {report['dataset']}, {said}", *report["lists"], ""]
     counts = report["class_counts"]
     lines.append(f"{'':14}" + "".join(f"{split:>8}" for split in counts))
     for name in next(iter(counts.values())):
@@ -258,3 +294,6 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

@@ -9,6 +9,7 @@ and macro F1, B less A, with 95 % intervals.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,16 +50,29 @@ def align(a: PredictionFile, b: PredictionFile, files: str) -> np.ndarray:
     both = f"{files}: expected predictions"
     if set(a.class_names) != set(b.class_names):
         raise UserError(f"{both} of the same classes, found {shown(a.class_names)} and {shown(b.class_names)}")
-    place = {image: row for row, image in enumerate(b.images)}
-    others = set(a.images) ^ set(place)
-    if others or len(place) != len(b.images) or len(a.images) != len(b.images):
-        example = f", such as {shown(min(others))}" if others else ""
-        raise UserError(f"{both} for the same images, found {len(others)} that are in one of them alone{example}")
-    order = np.array([place[image] for image in a.images])
+    place = {image: row for row, image in enumerate(numbered(b.images))}
+    others = set(numbered(a.images)) ^ set(place)
+    if others:
+        example = f"such as {shown(min(others)[0])}"
+        raise UserError(
+            f"{both} for the same images, found {len(others)} that are in one of them alone, {example}; evaluate both "
+            "on the same annotations"
+        )
+    order = np.array([place[image] for image in numbered(a.images)])
     number = np.array([a.class_names.index(name) for name in b.class_names])
     if (number[b.labels[order]] != a.labels).any():
         raise UserError(f"{both} with the same labels, found others; evaluate both on the same annotations")
     return number[b.predictions[order]]
+
+
+def numbered(images: Sequence[str]) -> list[tuple[str, int]]:
+    """Each image with the number of times that it was there before: repeated images are paired in order."""
+    seen: Counter[str] = Counter()
+    result = []
+    for image in images:
+        result.append((image, seen[image]))
+        seen[image] += 1
+    return result
 
 
 def as_text(comparison: dict[str, Any]) -> str:

@@ -4,9 +4,9 @@
     python tools/predict.py runs/demo/checkpoint_best.pth folder --text "so happy" --format csv --output predictions.csv
     python tools/predict.py CHECKPOINT list.csv --top-k 3 --overlay pictures
 
-An input is an image, a folder (all files below it), a quoted pattern, or a CSV file with the column `image` (paths
-relative to the file's folder) and optionally `text`. Files that cannot be read are reported on standard error and
-skipped; the exit code is then 1.
+An input is an image, a folder (all files below it, links followed; hidden files and those of systems are left out), a
+quoted pattern, or a table (.csv, .tsv) with the column `image` (paths relative to the file's folder) and optionally
+`text`. Files that cannot be read are reported on standard error and skipped; the exit code is then 1.
 """
 
 import argparse
@@ -27,8 +27,12 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/predict.py` finds the pro
 
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
+from readers.class_folders import files_below
+from readers.files import stop
+from readers.placing import Folders, nearest
+from readers.tables import read_table
 from runtime.option_types import positive_int
-from utils import UserError, make_writable_folder, printable, write_whole
+from utils import UserError, listed, make_writable_folder, printable, write_whole
 
 COLUMN = "image"
 
@@ -49,11 +53,11 @@ def find_items(inputs: Sequence[str], text: str) -> list[Item]:
     items: list[Item] = []
     for name in inputs:
         path = Path(name)
-        if path.suffix.lower() == ".csv" and path.is_file():
+        if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
             items += read_list(path, text)
             continue
         if path.is_dir():
-            paths = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+            paths = files_of(path)
         elif path.exists() or not glob.has_magic(name):
             paths = [path]
         else:
@@ -65,15 +69,21 @@ def find_items(inputs: Sequence[str], text: str) -> list[Item]:
 
 
 def read_list(path: Path, text: str) -> list[Item]:
-    """The images of a CSV file; raises UserError."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if COLUMN not in (reader.fieldnames or []):
-                raise UserError(f"{printable(path)}: expected a column {COLUMN!r}, found {reader.fieldnames}: add it")
-            return [Item(path.parent / row[COLUMN], row.get("text") or text) for row in reader if row[COLUMN]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{printable(path)}: expected a CSV file in UTF-8, found {error}: convert it") from error
+    """The images of a table, in another form of their names if only such files are there; raises UserError."""
+    folders, items = Folders(), []
+    for _, row in read_table(path, (COLUMN,), stop, more=("text",)):
+        if row[COLUMN].strip():
+            items.append(Item(nearest(folders, path.parent, row[COLUMN]), row.get("text") or text))
+    return items
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files below a folder in order; says what is left out. Raises UserError."""
+    of_systems: list[str] = []
+    paths = sorted(folder.joinpath(*parts) for parts in files_below(folder, of_systems))
+    if of_systems:
+        print(f"predict.py: left out what is hidden or of a system: {listed(of_systems)}", file=sys.stderr)
+    return paths
 
 
 def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Iterator[tuple[Item, Prediction | str]]:
