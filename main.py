@@ -49,6 +49,7 @@ from utils import (
     read_json_lines,
     remove,
     set_aside,
+    shortage,
     start_processes,
     stop_processes,
     write_checkpoint,
@@ -94,7 +95,7 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
         return say("stopped", "by a signal", code=error.exit_code)
     except KeyboardInterrupt:
         return say("stopped", "by Ctrl-C", code=130)
-    except RuntimeError as error:
+    except (RuntimeError, OSError, MemoryError) as error:
         if (explanation := explain_error(error)) is None:
             raise
         return say("stopped", explanation, code=1)
@@ -107,11 +108,11 @@ def say(what: str, message: str, *, code: int) -> int:
     return code
 
 
-def explain_error(error: RuntimeError) -> str | None:
-    """What an error of PyTorch tells a user; None if it is a defect of this code."""
-    if isinstance(error, torch.OutOfMemoryError):
+def explain_error(error: Exception) -> str | None:
+    """What an error of PyTorch or of the system tells a user; None if it is a defect of this code."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error):
         return "out of GPU memory: lower --batch-size, or use --grad-checkpointing or --amp-dtype"
-    return peer_failure(error) or worker_death(error)
+    return peer_failure(error) or worker_death(error) or shortage(error)
 
 
 def train(run: Run) -> None:

@@ -110,8 +110,66 @@ def naming_flags(names: Iterable[str], **flags: str) -> Iterator[None]:
         raise UserError(f"{flags[name]} {rest}") from error
 
 
+SHORTAGES = (  # what errors of the system, of Python and of PyTorch say, and what that tells a user
+    (
+        re.compile(r"Too many open files|Error 24\b|received 0 items of ancdata"),
+        "too many open files: raise the limit (`ulimit -n`) or lower --num-workers",
+    ),
+    (
+        re.compile(
+            r"MemoryError|bad_alloc|Cannot allocate memory|can't allocate memory|not enough memory|"
+            r"Unable to allocate \S+ \wi?B|could not create a memory object"
+        ),
+        "out of memory: lower --batch-size or --num-workers, or allow the run more",
+    ),
+    (
+        re.compile(r"shared memory|</?torch_\w+>|No space left on device: '/dev/shm"),
+        "out of shared memory: enlarge /dev/shm (`docker run --shm-size`) or lower --num-workers",
+    ),
+    (  # of a semaphore of the loader, or of what is written
+        re.compile(r"No space left on device$", re.MULTILINE),
+        "no space left in /dev/shm or on the disk that is written to: enlarge the one or make room on the other",
+    ),
+    (
+        re.compile(r"can't start new thread|Resource temporarily unavailable"),
+        "no more processes or threads: raise the limit (`ulimit -u`, a container's pids limit) or lower --num-workers",
+    ),
+)
+PROBE_BYTES = 2**29  # more than any picture that is read takes
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine lacks and what to do, on one line, if an error says so; else None.
+
+    The error of a loader's worker has the worker's traceback as its message, in which the code is indented.
+    """
+    if not isinstance(error, OSError | RuntimeError | MemoryError | ImportError):
+        return None
+    lines = [f"{type(error).__name__}: {error}", *str(error).splitlines()]
+    text = "\n".join(line for line in lines if line and not line[0].isspace())
+    for sign, line in SHORTAGES:
+        if sign.search(text):
+            return line
+    return None
+
+
+def check_shortage(error: BaseException) -> None:
+    """Raises RunError if a file could not be read because the machine lacks something, which is not the file's fault.
+
+    Pillow raises MemoryError for a broken file as well, whatever memory there is.
+    """
+    if (lacking := shortage(error)) is None:
+        return
+    if isinstance(error, MemoryError):
+        with contextlib.suppress(MemoryError):
+            bytearray(PROBE_BYTES)
+            return
+    raise RunError(lacking) from error
+
+
 def reason(error: BaseException) -> str:
-    """Why a file could not be opened or read, on one short line."""
+    """Why a file could not be opened or read, on one short line; raises RunError (see `check_shortage`)."""
+    check_shortage(error)
     text = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
     return _line(text.strip())[:200]
 
@@ -345,7 +403,7 @@ def stop_processes(*, failed: bool = False) -> None:
         group.destroy_process_group()
 
 
-def peer_failure(error: RuntimeError) -> str | None:
+def peer_failure(error: Exception) -> str | None:
     """What an error of a collective tells of the other processes; None for any other error."""
     if not joined():
         return None

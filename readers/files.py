@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, NoReturn
 
-from utils import UserError, mistake, printable, reason, typed
+from utils import UserError, check_shortage, mistake, printable, reason, typed
 
 
 def open_regular(path: str | Path, expected: str, remedy: str) -> BinaryIO:
@@ -186,7 +186,8 @@ class _Folders:
         try:
             with os.scandir(folder) as entries:
                 return {entry.name: self._entry_state(entry) for entry in entries}
-        except OSError:
+        except OSError as error:
+            check_shortage(error)
             return {}
 
     def _entry_state(self, entry: os.DirEntry) -> str:
