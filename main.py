@@ -12,6 +12,11 @@
 
 import sys
 
+if __name__ == "__main__":
+    from runtime.surroundings import begin
+
+    begin()
+
 from runtime.options import check_command_line, parse_options
 
 if __name__ == "__main__":
@@ -37,7 +42,9 @@ from runtime.monitor import Monitor, ending_on_signals
 from runtime.reports import Evaluation, finish_report, report
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
+from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
 from utils import (
+    OUTPUT,
     Interrupted,
     RunError,
     UserError,
@@ -62,8 +69,9 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     """Runs one training or evaluation.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user; 1 if something outside ended the run; 130 after Ctrl-C and 143
-        after SIGTERM or SIGUSR1, with a checkpoint written if the run was training.
+        The exit code: 0; 2 for a mistake of the user; 1 if something outside ended the run; 130 after Ctrl-C, 143
+        after SIGTERM or SIGUSR1 and 141 if standard output was closed, with a checkpoint written if the run was
+        training.
     """
     code = 1
     try:
@@ -92,9 +100,11 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
     except RunError as error:
         return say("error", str(error), code=1)
     except Interrupted as error:
+        if not OUTPUT["is_read"]:
+            return say("stopped", "nobody reads its output any more", code=CLOSED_PIPE)
         return say("stopped", "by a signal", code=error.exit_code)
     except KeyboardInterrupt:
-        return say("stopped", "by Ctrl-C", code=130)
+        return say("stopped", "by Ctrl-C", code=CTRL_C)
     except (RuntimeError, OSError, MemoryError) as error:
         if (explanation := explain_error(error)) is None:
             raise
@@ -324,4 +334,5 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
 
 if __name__ == "__main__":
     keep_freed_memory()
+    ready()
     sys.exit(main())

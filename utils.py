@@ -7,6 +7,7 @@ import os
 import random
 import re
 import reprlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -190,10 +191,27 @@ def is_main_process() -> bool:
     return not (group := joined()) or group.get_rank() == 0
 
 
+OUTPUT = {"is_read": True}  # whether somebody reads standard output
+
+
+def leave_output() -> None:
+    """Sends what is printed from now on nowhere, as the reader of standard output has closed it."""
+    OUTPUT["is_read"] = False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print0(*values: Any) -> None:
-    """Prints on process 0 alone."""
-    if is_main_process():
+    """Prints on process 0 alone. If nobody reads it any more (`... | head`), a run ends as SIGTERM would end it."""
+    if not is_main_process():
+        return
+    try:
         print(*values, flush=True)
+    except BrokenPipeError:
+        leave_output()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            raise
+        signal.raise_signal(signal.SIGTERM)
 
 
 def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:

@@ -20,16 +20,23 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
+from tqdm import tqdm
 
 from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel, open_regular
 from readers.images import EXPECTED, REMEDY, read_image
+from tools.start import start
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -254,7 +261,4 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main)

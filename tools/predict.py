@@ -19,15 +19,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/predict.py` finds the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
+from torch import Tensor
+from tqdm import tqdm
 
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
 from runtime.option_types import positive_int
+from tools.start import start as run_command
 from utils import UserError, make_writable_folder, printable, write_whole
 
 COLUMN = "image"
@@ -200,10 +207,4 @@ def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)
