@@ -37,8 +37,9 @@ from engine import TextFeatures, compute_metrics, evaluate, merge_predictions, t
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from runtime.boards import Board, boards
+from runtime.launch import set_threads, start_processes
 from runtime.loader import worker_death
-from runtime.monitor import Monitor, ending_on_signals
+from runtime.monitor import Monitor, all_speeds, ending_on_signals
 from runtime.reports import Evaluation, finish_report, report
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
@@ -57,7 +58,6 @@ from utils import (
     remove,
     set_aside,
     shortage,
-    start_processes,
     stop_processes,
     write_checkpoint,
     write_json,
@@ -88,6 +88,7 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
         options = parse_options(argv, defaults)
         # Twice as patient as the watchdog, which can say more than a collective that waits in vain.
         processes = start_processes(options.device, options.dist_url, timeout=2 * options.timeout)
+        print0(f"threads: {set_threads()}")
         run = build_run(options, processes)
         if options.eval:
             evaluate_checkpoint(run, options.resume)
@@ -211,10 +212,10 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
 
     The log is written last, from the history that the checkpoint holds, so that it is never ahead of it.
     """
-    options, epoch = run.options, training.epoch
+    options, epoch, speed = run.options, training.epoch, monitor.speed.figures()
     split = "test" if options.protocol == "published" else "val"
     evaluation = measure(run, training.measured, split, monitor)
-    entry = log_entry(training, split, evaluation)
+    entry = log_entry(training, split, evaluation, speed)
     is_best = training.end_epoch(entry)
     print0(
         f"epoch {epoch}: loss {entry['train_loss']:.4f}, accuracy {watched_accuracy(entry):.2f} %, "
@@ -234,20 +235,24 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
                 remove(path)
 
 
-def log_entry(training: Training, split: str, evaluation: Evaluation) -> dict[str, Any]:
-    """The log's entry on the epoch that was trained and evaluated; all processes take part."""
+def log_entry(training: Training, split: str, evaluation: Evaluation, speed: dict[str, float]) -> dict[str, Any]:
+    """The log's entry on the epoch that was trained and evaluated; all processes take part.
+
+    `speed` is this process's, of what was trained since the start or the last resume.
+    """
     metrics = evaluation.metrics
-    parts = gather((training.losses.mean(), list(training.skipped.values())))
+    parts = gather((training.losses.mean(), list(training.skipped.values()), speed))
     entry = {
         "epoch": training.epoch,
         "lr": training.optimizer.param_groups[0]["lr"],
-        "train_loss": sum(loss for loss, _ in parts) / len(parts),
+        "train_loss": sum(loss for loss, *_ in parts) / len(parts),
         "train_seconds": round(training.seconds, 2),
+        **all_speeds([speed for *_, speed in parts]),
         f"{split}_acc1": metrics["acc1"],
         f"{split}_loss": metrics["loss"],
         f"{split}_macro_f1": metrics["macro"]["f1"],
     }
-    bad = {image.path for _, images in parts for image in images}
+    bad = {image.path for _, images, _ in parts for image in images}
     if bad:
         entry["bad_images"] = sorted(bad)
         print0(f"epoch {training.epoch}: {len(bad)} images of train cannot be read and were replaced by others")

@@ -115,7 +115,7 @@ def _end_half_started(error: BaseException) -> None:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         loading = frame.f_locals.get("self")
         if isinstance(loading, _BaseDataLoaderIter) and not hasattr(loading, "_workers_status"):
-            loading._shutdown = True
+            vars(loading)["_shutdown"] = True
             for worker in getattr(loading, "_workers", []):
                 worker.kill()
 
@@ -214,7 +214,7 @@ class _Results(multiprocessing.queues.Queue):
             found = f"a batch that cannot be sent ({type(error).__name__}: {error}): --num-workers 0 may show why"
             self.put((sent[0], RunError(shortage(error) or f"data loader worker: {found}")))
         else:
-            super()._on_queue_feeder_error(error, sent)
+            super()._on_queue_feeder_error(error, sent)  # type: ignore[misc]  # not in its declared interface
 
 
 class _Flag:

@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
+from runtime.launch import set_threads
 from runtime.option_types import positive_int
 from tools.start import start as run_command
 from utils import UserError, make_writable_folder, printable, write_whole
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     items = find_items(options.inputs, options.text)
+    set_threads()
     predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
     warn_of_texts(predictor, items)
     results: list[tuple[Item, Prediction]] = []
