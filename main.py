@@ -12,6 +12,11 @@
 
 import sys
 
+if __name__ == "__main__":
+    from runtime.surroundings import begin
+
+    begin()
+
 from runtime.options import check_command_line, given_without_effect, parse_options
 
 if __name__ == "__main__":
@@ -32,12 +37,15 @@ from engine import TextFeatures, compute_metrics, evaluate, merge_predictions, t
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from runtime.boards import Board, boards
+from runtime.launch import set_threads, start_processes
 from runtime.loader import worker_death
-from runtime.monitor import Monitor, ending_on_signals
+from runtime.monitor import Monitor, all_speeds, ending_on_signals
 from runtime.reports import Evaluation, finish_report, report
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
+from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
 from utils import (
+    OUTPUT,
     Interrupted,
     RunError,
     UserError,
@@ -49,7 +57,7 @@ from utils import (
     read_json_lines,
     remove,
     set_aside,
-    start_processes,
+    shortage,
     stop_processes,
     write_checkpoint,
     write_json,
@@ -61,8 +69,9 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     """Runs one training or evaluation.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user; 1 if something outside ended the run; 130 after Ctrl-C and 143
-        after SIGTERM or SIGUSR1, with a checkpoint written if the run was training.
+        The exit code: 0; 2 for a mistake of the user; 1 if something outside ended the run; 130 after Ctrl-C, 143
+        after SIGTERM or SIGUSR1 and 141 if standard output was closed, with a checkpoint written if the run was
+        training.
     """
     code = 1
     try:
@@ -79,6 +88,7 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
         options = parse_options(argv, defaults)
         # Twice as patient as the watchdog, which can say more than a collective that waits in vain.
         processes = start_processes(options.device, options.dist_url, timeout=2 * options.timeout)
+        print0(f"threads: {set_threads()}")
         if flags := given_without_effect(argv, options):
             print0(f"{', '.join(flags)}: without effect, as in the published script")
         run = build_run(options, processes)
@@ -93,10 +103,12 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
     except RunError as error:
         return say("error", str(error), code=1)
     except Interrupted as error:
+        if not OUTPUT["is_read"]:
+            return say("stopped", "nobody reads its output any more", code=CLOSED_PIPE)
         return say("stopped", "by a signal", code=error.exit_code)
     except KeyboardInterrupt:
-        return say("stopped", "by Ctrl-C", code=130)
-    except RuntimeError as error:
+        return say("stopped", "by Ctrl-C", code=CTRL_C)
+    except (RuntimeError, OSError, MemoryError) as error:
         if (explanation := explain_error(error)) is None:
             raise
         return say("stopped", explanation, code=1)
@@ -109,11 +121,11 @@ def say(what: str, message: str, *, code: int) -> int:
     return code
 
 
-def explain_error(error: RuntimeError) -> str | None:
-    """What an error of PyTorch tells a user; None if it is a defect of this code."""
-    if isinstance(error, torch.OutOfMemoryError):
+def explain_error(error: Exception) -> str | None:
+    """What an error of PyTorch or of the system tells a user; None if it is a defect of this code."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error):
         return "out of GPU memory: lower --batch-size, or use --grad-checkpointing or --amp-dtype"
-    return peer_failure(error) or worker_death(error)
+    return peer_failure(error) or worker_death(error) or shortage(error)
 
 
 def train(run: Run) -> None:
@@ -206,10 +218,10 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
 
     The log is written last, from the history that the checkpoint holds, so that it is never ahead of it.
     """
-    options, epoch = run.options, training.epoch
+    options, epoch, speed = run.options, training.epoch, monitor.speed.figures()
     split = "test" if options.protocol == "published" else "val"
     evaluation = measure(run, training.measured, split, monitor)
-    entry = log_entry(training, split, evaluation)
+    entry = log_entry(training, split, evaluation, speed)
     is_best = training.end_epoch(entry)
     print0(
         f"epoch {epoch}: loss {entry['train_loss']:.4f}, accuracy {watched_accuracy(entry):.2f} %, "
@@ -231,23 +243,27 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
                 remove(path)
 
 
-def log_entry(training: Training, split: str, evaluation: Evaluation) -> dict[str, Any]:
-    """The log's entry on the epoch that was trained and evaluated; all processes take part."""
+def log_entry(training: Training, split: str, evaluation: Evaluation, speed: dict[str, float]) -> dict[str, Any]:
+    """The log's entry on the epoch that was trained and evaluated; all processes take part.
+
+    `speed` is this process's, of what was trained since the start or the last resume.
+    """
     metrics, rate = evaluation.metrics, training.optimizer.param_groups[0]["lr"]
-    parts = gather((training.losses.mean(), list(training.skipped.values())))
+    parts = gather((training.losses.mean(), list(training.skipped.values()), speed))
     entry = {
         "epoch": training.epoch,
         "lr": rate,
         "train_lr": rate,
-        "train_loss": sum(loss for loss, _ in parts) / len(parts),
+        "train_loss": sum(loss for loss, *_ in parts) / len(parts),
         "train_seconds": round(training.seconds, 2),
+        **all_speeds([speed for *_, speed in parts]),
         f"{split}_acc1": metrics["acc1"],
         f"{split}_acc5": metrics["acc5"],
         f"{split}_loss": metrics["loss"],
         f"{split}_macro_f1": metrics["macro"]["f1"],
         "n_parameters": sum(parameter.numel() for parameter in training.model.parameters()),
     }
-    bad = {image.path for _, images in parts for image in images}
+    bad = {image.path for _, images, _ in parts for image in images}
     if bad:
         entry["bad_images"] = sorted(bad)
         print0(f"epoch {training.epoch}: {len(bad)} images of train cannot be read and were replaced by others")
@@ -338,4 +354,5 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
 
 if __name__ == "__main__":
     keep_freed_memory()
+    ready()
     sys.exit(main())

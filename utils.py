@@ -7,16 +7,14 @@ import os
 import random
 import re
 import reprlib
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +108,66 @@ def naming_flags(names: Iterable[str], **flags: str) -> Iterator[None]:
         raise UserError(f"{flags[name]} {rest}") from error
 
 
+SHORTAGES = (  # what errors of the system, of Python and of PyTorch say, and what that tells a user
+    (
+        re.compile(r"Too many open files|Error 24\b|received 0 items of ancdata"),
+        "too many open files: raise the limit (`ulimit -n`) or lower --num-workers",
+    ),
+    (
+        re.compile(
+            r"MemoryError|bad_alloc|Cannot allocate memory|can't allocate memory|not enough memory|"
+            r"Unable to allocate \S+ \wi?B|could not create a memory object"
+        ),
+        "out of memory: lower --batch-size or --num-workers, or allow the run more",
+    ),
+    (
+        re.compile(r"shared memory|</?torch_\w+>|No space left on device: '/dev/shm"),
+        "out of shared memory: enlarge /dev/shm (`docker run --shm-size`) or lower --num-workers",
+    ),
+    (  # of a semaphore of the loader, or of what is written
+        re.compile(r"No space left on device$", re.MULTILINE),
+        "no space left in /dev/shm or on the disk that is written to: enlarge the one or make room on the other",
+    ),
+    (
+        re.compile(r"can't start new thread|Resource temporarily unavailable"),
+        "no more processes or threads: raise the limit (`ulimit -u`, a container's pids limit) or lower --num-workers",
+    ),
+)
+PROBE_BYTES = 2**29  # more than any picture that is read takes
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine lacks and what to do, on one line, if an error says so; else None.
+
+    The error of a loader's worker has the worker's traceback as its message, in which the code is indented.
+    """
+    if not isinstance(error, OSError | RuntimeError | MemoryError | ImportError):
+        return None
+    lines = [f"{type(error).__name__}: {error}", *str(error).splitlines()]
+    text = "\n".join(line for line in lines if line and not line[0].isspace())
+    for sign, line in SHORTAGES:
+        if sign.search(text):
+            return line
+    return None
+
+
+def check_shortage(error: BaseException) -> None:
+    """Raises RunError if a file could not be read because the machine lacks something, which is not the file's fault.
+
+    Pillow raises MemoryError for a broken file as well, whatever memory there is.
+    """
+    if (lacking := shortage(error)) is None:
+        return
+    if isinstance(error, MemoryError):
+        with contextlib.suppress(MemoryError):
+            bytearray(PROBE_BYTES)
+            return
+    raise RunError(lacking) from error
+
+
 def reason(error: BaseException) -> str:
-    """Why a file could not be opened or read, on one short line."""
+    """Why a file could not be opened or read, on one short line; raises RunError (see `check_shortage`)."""
+    check_shortage(error)
     text = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
     return _line(text.strip())[:200]
 
@@ -132,10 +188,27 @@ def is_main_process() -> bool:
     return not (group := joined()) or group.get_rank() == 0
 
 
+OUTPUT = {"is_read": True}  # whether somebody reads standard output
+
+
+def leave_output() -> None:
+    """Sends what is printed from now on nowhere, as the reader of standard output has closed it."""
+    OUTPUT["is_read"] = False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print0(*values: Any) -> None:
-    """Prints on process 0 alone."""
-    if is_main_process():
+    """Prints on process 0 alone. If nobody reads it any more (`... | head`), a run ends as SIGTERM would end it."""
+    if not is_main_process():
+        return
+    try:
         print(*values, flush=True)
+    except BrokenPipeError:
+        leave_output()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            raise
+        signal.raise_signal(signal.SIGTERM)
 
 
 def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -272,62 +345,6 @@ class Processes:
         return self.rank == 0
 
 
-def start_processes(device: str, dist_url: str = "env://", *, timeout: float = 1800) -> Processes:
-    """Finds the device, and joins the processes that torchrun or SLURM started; without them there is one process.
-
-    NCCL joins CUDA processes, Gloo all others; flags and Python objects always travel by Gloo.
-
-    Args:
-        timeout: seconds that a collective waits for the slowest process.
-
-    Raises:
-        UserError: a device that is not there, or a launcher's environment that is not complete.
-    """
-    import torch
-    import torch.distributed as dist
-
-    rank, local_rank, world_size = read_environment(os.environ)
-    chosen = choose_device(device, local_rank)
-    if world_size == 1:
-        return Processes(chosen)
-    backend = "gloo"
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        backend = "nccl"
-    patience = timedelta(seconds=timeout)
-    try:
-        store, rank, world_size = next(dist.rendezvous(dist_url, rank, world_size, timeout=patience))
-        store = dist.PrefixStore(meet(store, rank, world_size, timeout), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
-        if backend != "gloo":
-            CONTROL["group"] = dist.new_group(backend="gloo", timeout=patience)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"--dist-url {dist_url}: process {rank} of {world_size} cannot join: {error}") from error
-    return Processes(chosen, rank, world_size, store)
-
-
-def meet(store: "dist.Store", rank: int, world_size: int, timeout: float) -> str:
-    """A name that the processes of this start share, and no earlier start had.
-
-    A launcher that starts the processes again (--max-restarts) keeps its store, in which the addresses of those that
-    ended still stand. Each process leaves a name of its own; process 0 tells all names until each process has seen its
-    own among them.
-    """
-    own, end = uuid.uuid4().hex, time.monotonic() + timeout
-    store.set(f"here/{rank}", own)
-    while time.monotonic() < end:
-        if rank == 0:
-            names = [store.get(f"here/{other}").decode() for other in range(world_size)]
-            store.set("here", " ".join(names))
-            if all(store.check([f"seen/{own}/{name}"]) for name in names[1:]):
-                return own
-        elif own in (names := store.get("here").decode().split()):
-            store.set(f"seen/{names[0]}/{own}", "")
-            return names[0]
-        time.sleep(0.02)
-    raise ValueError(f"the {world_size} processes did not come together within {timeout:g} s")
-
-
 def stop_processes(*, failed: bool = False) -> None:
     """Leaves the process group, if there is one.
 
@@ -345,7 +362,7 @@ def stop_processes(*, failed: bool = False) -> None:
         group.destroy_process_group()
 
 
-def peer_failure(error: RuntimeError) -> str | None:
+def peer_failure(error: Exception) -> str | None:
     """What an error of a collective tells of the other processes; None for any other error."""
     if not joined():
         return None
@@ -357,33 +374,6 @@ def peer_failure(error: RuntimeError) -> str | None:
     if "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text:
         return "another process did not come to where this one waits within --timeout"
     return None
-
-
-def read_environment(environment: "os._Environ[str] | dict[str, str]") -> tuple[int, int, int]:
-    """Rank, local rank and number of processes from torchrun's or, in a SLURM step, SLURM's variables."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        # A batch script has the job's number of tasks as well, but is one process: only steps of srun count.
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-        environment.setdefault("MASTER_ADDR", first_slurm_node(environment))
-        environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
-    else:
-        return 0, 0, 1
-    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
-    if missing and not (environment.get("WORLD_SIZE") == "1"):
-        raise UserError(f"the environment variables {', '.join(missing)} are missing: start with torchrun or srun")
-    rank, local_rank, world_size = (int(environment.get(name, "0")) for name in names)
-    return rank, local_rank, world_size
-
-
-def first_slurm_node(environment: "os._Environ[str] | dict[str, str]") -> str:
-    """The host on which SLURM's process 0 runs."""
-    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
-    if not re.search(r"[\[,]", nodes):
-        return nodes
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return listed.stdout.split()[0]
 
 
 def choose_device(name: str, local_rank: int) -> "torch.device":

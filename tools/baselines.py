@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 import numpy as np
 import torch
 from PIL import Image

@@ -21,10 +21,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
+from tqdm import tqdm
 
 from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
@@ -41,6 +47,7 @@ from readers.files import (
 )
 from readers.images import EXPECTED, REMEDY, read_image
 from readers.placing import MissingImages
+from tools.start import start
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -290,10 +297,4 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # a reader such as `head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    start(main)

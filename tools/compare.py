@@ -16,6 +16,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 import numpy as np
 
 from runtime.reports import PredictionFile, read_predictions

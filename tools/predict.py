@@ -19,11 +19,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/predict.py` finds the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
+from torch import Tensor
+from tqdm import tqdm
 
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
@@ -31,7 +37,9 @@ from readers.class_folders import files_below
 from readers.files import stop
 from readers.placing import Folders, nearest
 from readers.tables import read_table
+from runtime.launch import set_threads
 from runtime.option_types import positive_int
+from tools.start import start as run_command
 from utils import UserError, listed, make_writable_folder, printable, write_whole
 
 COLUMN = "image"
@@ -164,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     items = find_items(options.inputs, options.text)
+    set_threads()
     predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
     warn_of_texts(predictor, items)
     results: list[tuple[Item, Prediction]] = []
@@ -210,10 +219,4 @@ def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)

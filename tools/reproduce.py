@@ -25,6 +25,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's modules
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 import torch
 
 from runtime.option_types import natural, positive_int

@@ -17,13 +17,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
 
 from inference.explain import explain, keep_result
 from inference.overlay import explanation_figure
@@ -32,6 +38,7 @@ from readers.data_sets import DATA_SETS
 from readers.images import read_image
 from runtime import figures
 from runtime.reports import read_predictions
+from tools.start import start as run_command
 from utils import UserError, make_writable_folder
 
 BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
@@ -189,10 +196,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"visualize.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_command(main)
