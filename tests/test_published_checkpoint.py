@@ -14,13 +14,14 @@ import main_V
 from models import create_model
 from models.pvt import BACKBONES, PVTConfig
 from readers.checkpoint import read_checkpoint
+from runtime.launch import start_processes
 from runtime.options import parse_options
 from runtime.setup import build_run
 from runtime.state import Training
 from tests.conftest import BERT
 from tests.test_golden import STATE_DICTS
 from tests.test_main import assert_one_line_error, run_here
-from utils import UserError, start_processes
+from utils import UserError
 
 NARROW = PVTConfig(embed_dims=(16, 32, 40, 48), num_heads=(1, 2, 2, 3), mlp_ratios=(2, 2, 2, 2))  # PVT-small's depths
 SETTINGS = {"alpha": 2, "hidden_dim": 24, "fuse_mlp_dim": 40, "fuse_num_heads": 4}
