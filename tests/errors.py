@@ -35,4 +35,5 @@ def every_error() -> list[Exception]:
 
     made = {MissingImages: missing_images(Path("train.json"), [Missing("entry 3", Path("a.png"), "a folder")], 9)}
     kinds = [kind for base in (UserError, RunError) for kind in subclasses(base) if "test" not in kind.__module__]
+    kinds.sort(key=lambda kind: (kind.__module__, kind.__name__))  # whatever was imported first
     return [made[kind] if kind in made else kind("a.json: expected b, found c: correct it") for kind in kinds]
