@@ -87,7 +87,7 @@ class Stepper:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    model: Any,
     criterion: nn.Module,
     batches: Iterable[Batch],
     stepper: Stepper,
@@ -216,7 +216,7 @@ class TextFeatures:
     logits, do not depend on the number of processes, not even in the last bit.
     """
 
-    def __init__(self, model: nn.Module, dataset: Any, group_size: int):
+    def __init__(self, model: Any, dataset: Any, group_size: int):
         self.model, self.dataset, self.group_size = model, dataset, group_size
         self.device = next(model.parameters()).device
         self.groups: dict[int, Tensor] = {}  # (texts of the group, 30, width)

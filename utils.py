@@ -319,7 +319,7 @@ def make_deterministic() -> None:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
     torch.backends.cudnn.benchmark = False
 
 
@@ -367,8 +367,8 @@ def peer_failure(error: Exception) -> str | None:
     if not joined():
         return None
     text = str(error)
-    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-    gone += ("ncclRemoteError", "NCCL communicator was aborted")
+    gone = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"]
+    gone += ["ncclRemoteError", "NCCL communicator was aborted"]
     if any(sign in text for sign in gone):
         return "another process has ended; it says why"
     if "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text:
@@ -428,8 +428,8 @@ def failing_together() -> Iterator[None]:
         yield
     except (UserError, RunError, Interrupted) as error:
         failure = error
-    for error in filter(None, gather(failure)):
-        raise error
+    for one in filter(None, gather(failure)):
+        raise one
 
 
 def write_checkpoint(paths: Sequence[Path], content: dict[str, Any]) -> None:

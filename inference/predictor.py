@@ -57,7 +57,7 @@ class Predictor:
     ):
         self.network = network
         self.name = network.name
-        self.model = model.to(device).eval()
+        self.model: Any = model.to(device).eval()
         self.settings = dict(settings)
         self.class_names = tuple(class_names)
         self.tokenizer = tokenizer

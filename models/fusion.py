@@ -3,6 +3,8 @@
 docs/method.md derives the form for one token.
 """
 
+from typing import Any
+
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
@@ -79,7 +81,7 @@ class FusionBlock(nn.Module):
         return first + self.ffn(self.ffn_norm(first))
 
 
-def init_xavier(linear: nn.Linear) -> None:
+def init_xavier(linear: Any) -> None:
     """Initial values of the head's linear layers: Xavier uniform, biases normal with std 1e-6."""
     nn.init.xavier_uniform_(linear.weight)
     nn.init.normal_(linear.bias, std=1e-6)

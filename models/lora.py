@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pytorch_pretrained_bert import BertModel
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ class LORA(nn.Module):
     def __init__(
         self,
         vision_model: VisionModel,
-        text_model: nn.Module,
+        text_model: BertModel,
         *,
         num_classes: int,
         hidden_dim: int,
@@ -91,7 +92,7 @@ class LORA(nn.Module):
             selected: see `VisionModel.forward`.
         """
         if text_features is None:
-            text_features = self.encode_text(word_ids, word_mask)
+            text_features = self.encode_text(word_ids, word_mask)  # type: ignore[arg-type]
         visual = self.v_proj(self.forward_features(images, selected).tokens)  # (B, n_visual, hidden_dim)
         text = self.l_proj(text_features)  # (B, 30, hidden_dim)
         x = torch.cat([visual, text], dim=1) + self.pos_embed  # (B, n_visual + 30, hidden_dim)

@@ -57,8 +57,8 @@ def lora_forward(
 ) -> Output:
     """LORA on images (B, 3, H, W) and text features (B, T, C_text), which follow the visual tokens."""
     visual, selected = visual_sequence(params, images, alpha=alpha, locals=locals, heads=heads, reductions=reductions)
-    tokens = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
-    tokens = torch.cat(tokens, dim=1)  # (B, n_visual + T, E)
+    parts = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
+    tokens = torch.cat(parts, dim=1)  # (B, n_visual + T, E)
     return Output(fusion_head(params, tokens, num_heads=fuse_num_heads), visual, selected)
 
 
@@ -147,7 +147,7 @@ def embed(params: Params, feature_map: Tensor, stage: int, *, class_token: bool)
     name = f"vision_model.patch_embed{stage}"
     weight = params[f"{name}.proj.weight"]
     x = F.conv2d(feature_map, weight, params[f"{name}.proj.bias"], stride=weight.shape[-1])  # (B, C, H, W)
-    grid = tuple(x.shape[-2:])
+    grid = (x.shape[-2], x.shape[-1])
     x = layer_norm(params, f"{name}.norm", x.flatten(2).mT, eps=1e-5)  # (B, H * W, C)
     positions = params[f"vision_model.pos_embed{stage}"]
     # Only stage 4 has a vector of its own for the class token; elsewhere it shares the first patch's.

@@ -167,7 +167,7 @@ def build_model(options: Namespace, network: Network, start: Start, num_classes:
     return model
 
 
-def load_pretrained(options: Namespace, network: Network, start: Start, model: nn.Module) -> None:
+def load_pretrained(options: Namespace, network: Network, start: Start, model: Any) -> None:
     """Loads the text encoder of --bert-model and the backbone of --visfinetune; the text encoder's copy is dropped."""
     if start.text_state is not None:
         source = f"--bert-model {options.bert_model}"
