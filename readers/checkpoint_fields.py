@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.networks import SETTINGS, Network, Setting, get_network, is_count
+from readers.images import READINGS, RGB_ON_WHITE
 from utils import UserError, shown, typed
 
 REQUIRED_FIELDS = {  # largest values, beyond any published encoder
@@ -154,6 +155,12 @@ class Checkpoint:
     def setting(self, name: str) -> Any:
         """A setting of the architecture, as it was trained; the paper's if the file has none."""
         return self.args.get(name, SETTINGS[name].default)
+
+    @property
+    def image_reading(self) -> str:
+        """How images were read in its training, one of `readers.images.READINGS`."""
+        reading = self.args.get("image_reading")
+        return reading if reading in READINGS else RGB_ON_WHITE
 
     @property
     def settings(self) -> dict[str, Any]:

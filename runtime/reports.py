@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
+from datasets import StickerDataset
 from engine import Predictions, format_metrics
 from inference.predictor import Predictor
 from readers.data_sets import DATA_SETS
 from runtime.boards import Board
 from runtime.model_card import write_card_beside
 from runtime.setup import Run
-from utils import UserError, failing_together, print0, printable, shown, write_json, write_whole
+from utils import UserError, failing_together, gather, print0, printable, shown, write_json, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +96,21 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
     print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
 
 
+def tell_blank_images(dataset: StickerDataset, split: str, told: dict[str, int]) -> None:
+    """Says how many of the images read so far are of one colour, if more than were told; all processes take part.
+
+    Args:
+        told: how many were told by split.
+    """
+    blank = set().union(*gather(dataset.blank.nonzero().flatten().tolist()))
+    if len(blank) > told.get(split, 0):
+        told[split] = len(blank)
+        print0(
+            f"warning: images of one colour (on white), in which nothing is seen: {len(blank):,} of {split}, such as "
+            f"{printable(dataset.samples[min(blank)].path)}; tools/check_dataset.py lists them"
+        )
+
+
 def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
     """The predictions with what the data set knows of them: images below its folder, and the names of the classes."""
     dataset = run.data[split]
@@ -111,7 +127,8 @@ def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
 def predictor_of(run: Run, model: nn.Module, split: str) -> Predictor:
     """The run's network as a predictor."""
     options, network = run.options, run.network
-    settings = {name: getattr(options, name) for name in {*network.settings, "input_size", "dataset", "protocol"}}
+    of_training = {"input_size", "dataset", "protocol", "image_reading"}
+    settings = {name: getattr(options, name) for name in {*network.settings, *of_training}}
     names, device = run.data[split].class_names, run.processes.device
     return Predictor(network, model, settings, names, run.start.tokenizer, device)
 

@@ -4,8 +4,9 @@
     python tools/check_dataset.py data/demo --workers 2 --json check.json
 
 Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
-(the same bytes) in two splits, an order of SER30K's labels that the published class counts refute. The same image twice
-in one split is noted. Exit code 0: nothing wrong; 2: a mistake in the command line.
+(the same bytes) in two splits, an order of SER30K's labels that the published class counts refute. Noted: the same
+image twice in one split, images of one colour, and images that the published code reads differently. Exit code 0:
+nothing wrong; 2: a mistake in the command line.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel, open_regular
-from readers.images import EXPECTED, REMEDY, read_image
+from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_differ
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -44,17 +45,25 @@ KINDS = {
     "broken_images": "broken images",
     "duplicates_across_splits": "images in more than one split",
     "duplicates_within_splits": "images twice in one split",
+    "blank_images": "images of one colour on white, in which nothing is seen",
+    "read_differently": "images that --image-reading published reads differently",
 }
-NOTES = ("duplicates_within_splits",)  # reported, but not wrong
+NOTES_ON_READING = {"blank_images": "is_blank", "read_differently": "differs"}  # with the fields of `Checked`
+NOTES = ("duplicates_within_splits", *NOTES_ON_READING)  # reported, but not wrong
 Finding = dict[str, Any]  # `text`, for the report, and what else is known, for the JSON file
 Findings = dict[str, list[Finding]]
 
 
 class Checked(NamedTuple):
-    """What is known of an image file: its checksum, or why it cannot be read; the other is ''."""
+    """What is known of an image file: its checksum, or why it cannot be read; the other is ''.
+
+    `is_blank`: it has one colour; `differs`: the published code reads other pixels.
+    """
 
     sha256: str
     reason: str
+    is_blank: bool = False
+    differs: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,13 +107,14 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     else:
         guessed = name is None
     name = name or guess_dataset(root)
-    findings: Findings = {kind: [] for kind in KINDS}
+    findings: Findings = {kind: [] for kind in KINDS if kind not in NOTES_ON_READING}
     splits = {split: read_split(name, root, split, findings) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
     checked = check_images([path for path in paths if path not in missing], workers)
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
+    note_readings(checked, findings)
     report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed}
     names = DATA_SETS[name].class_names(root)
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
@@ -160,9 +170,11 @@ def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
 def check_image(path: str) -> Checked:
     """Reads an image as training and evaluation do."""
     try:
-        check_proportions(read_image(path), PUBLISHED_RESIZE)
+        picture = read_image(path)
+        check_proportions(picture, PUBLISHED_RESIZE)
         with open_regular(path, EXPECTED, REMEDY) as file:
-            return Checked(hashlib.file_digest(file, "sha256").hexdigest(), "")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Checked(digest, "", is_blank(picture), readings_differ(path, picture))
     except OSError as error:
         return Checked("", str(mistake(path, EXPECTED, reason(error), REMEDY)))
     except UserError as error:
@@ -181,6 +193,13 @@ def find_broken(splits: dict[str, list[Sample]], checked: dict[str, Checked], fi
         for path, image in checked.items()
         if image.reason
     ]
+
+
+def note_readings(checked: dict[str, Checked], findings: Findings) -> None:
+    """Notes the images that are blank, and those that the published code reads differently, if there are any."""
+    for kind, name in NOTES_ON_READING.items():
+        noted = [{"path": path, "text": printable(path)} for path, image in checked.items() if getattr(image, name)]
+        findings |= {kind: noted} if noted else {}
 
 
 def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked], findings: Findings) -> None:

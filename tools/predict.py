@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # so that `python tools/predict.py` finds the pro
 
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
+from readers.images import is_blank
 from runtime.option_types import positive_int
 from utils import UserError, make_writable_folder, printable, write_whole
 
@@ -90,7 +91,10 @@ def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Ite
 def read(predictor: Predictor, path: Path) -> Tensor | str:
     """An image as the network's input, or the reason why it cannot be read."""
     try:
-        return predictor.tensor(path)
+        picture = predictor.picture(path)
+        if is_blank(picture):
+            print(f"predict.py: one colour (on white), nothing is seen in it: {printable(path)}", file=sys.stderr)
+        return predictor.transform(picture)
     except UserError as error:
         return str(error)
 

@@ -29,7 +29,7 @@ from inference.explain import explain, keep_result
 from inference.overlay import explanation_figure
 from inference.predictor import Predictor, load_predictor
 from readers.data_sets import DATA_SETS
-from readers.images import read_image
+from readers.images import RGB_ON_WHITE, read_image
 from runtime import figures
 from runtime.reports import read_predictions
 from utils import UserError, make_writable_folder
@@ -88,15 +88,15 @@ def run_figures(run: RunFolder, device: str) -> Iterator[tuple[str, Callable[[],
     yield "confusion_matrix", lambda: figures.confusion_matrix(run.metrics)
     yield "classes", lambda: figures.class_bars(run.metrics)
     yield "reliability", lambda: figures.reliability(confidence, correct)
-    yield "mistakes", lambda: mistakes(run.samples)
+    yield "mistakes", lambda: mistakes(run.samples, run.options.get("image_reading") or RGB_ON_WHITE)
     yield "feature_map", lambda: feature_map(run, device)
 
 
-def mistakes(samples: Sequence[Sample]) -> Figure:
+def mistakes(samples: Sequence[Sample], image_reading: str) -> Figure:
     """The most confident mistakes, the worst first."""
     wrong = sorted((one for one in samples if one.truth != one.guess), key=lambda one: -one.confidence)[:MISTAKES]
     titles = [f"{one.truth}\nas {one.guess} {100 * one.confidence:.0f} %" for one in wrong]
-    return figures.mistake_sheet([read_image(one.path) for one in wrong], titles)
+    return figures.mistake_sheet([read_image(one.path, reading=image_reading) for one in wrong], titles)
 
 
 def feature_map(run: RunFolder, device: str) -> Figure:
