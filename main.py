@@ -41,6 +41,7 @@ from utils import (
     Interrupted,
     RunError,
     UserError,
+    escape_output,
     failing_together,
     gather,
     make_writable_folder,
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
         after SIGTERM or SIGUSR1, with a checkpoint written if the run was training.
     """
     code = 1
+    escape_output()
     try:
         with ending_on_signals():
             code = end_in_a_line(sys.argv[1:] if argv is None else argv, defaults)

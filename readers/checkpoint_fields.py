@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.networks import SETTINGS, Network, Setting, get_network, is_count
 from readers.images import READINGS, RGB_ON_WHITE
-from utils import UserError, shown, typed
+from utils import UserError, is_printable, shown, typed
 
 REQUIRED_FIELDS = {  # largest values, beyond any published encoder
     "vocab_size": 2**22,
@@ -79,7 +79,7 @@ def is_number(value: Any) -> bool:
 
 def is_line(value: Any) -> bool:
     """A short text on one line."""
-    return isinstance(value, str) and value.isprintable() and len(value) <= 200
+    return isinstance(value, str) and is_printable(value) and len(value) <= 200
 
 
 def is_best(value: Any) -> bool:

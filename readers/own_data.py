@@ -27,7 +27,7 @@ from readers.files import (
     read_text,
     stop,
 )
-from utils import listed, mistake, typed
+from utils import is_printable, listed, mistake, typed
 
 COLUMNS = ("path", "label", "split")  # and, if there are texts, text
 OWN_SPLITS = ("train", "val", "test")
@@ -54,7 +54,7 @@ def table_rows(file: Path, report: Report) -> Iterator[tuple[int, dict[str, str]
                 report(entry_mistake(file, where, "a path, a label and a split", typed(list(row.values()))))
             elif row["split"] not in OWN_SPLITS:
                 report(entry_mistake(file, where, "the split train, val or test", typed(row["split"])))
-            elif not row["label"].isprintable():  # such as two lines, after a quote that is not closed
+            elif not is_printable(row["label"]):  # such as two lines, after a quote that is not closed
                 report(entry_mistake(file, where, "a label of printable characters", typed(row["label"])))
             else:
                 yield reader.line_num, row
@@ -118,7 +118,7 @@ def folder_class_names(root: Path) -> tuple[str, ...]:
     if not names:
         raise mistake(folder, "a folder for each class", "no folder", GIVE_ROOT)
     for name in names:
-        if not name.isprintable():
+        if not is_printable(name):
             raise mistake(folder, "class folders of printable names", typed(name), "rename the folder")
     if len({name.casefold() for name in names}) < len(names):
         raise mistake(folder, "class folders that differ in more than case", typed(names), "put them together")

@@ -45,7 +45,7 @@ from readers.annotations import read_ser
 from runtime.monitor import ending_on_signals
 from runtime.option_types import positive_int
 from tools.predict import Item, as_csv, predict
-from utils import Interrupted, UserError, printable
+from utils import Interrupted, UserError, escape_output, printable
 
 HOST = "127.0.0.1"
 DEFAULT_CHECKPOINT = ROOT / "weights" / "lora_v_demo.pth"
@@ -269,6 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    escape_output()
     try:
         main()
     except UserError as error:

@@ -140,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="file for the regression's predictions")
     options = parser.parse_args(arguments)
     results = run(options.root, options.split)
-    print(table(results.scores))
     if options.csv:
         write_whole(options.csv, predictions_table(results.hog).encode())
     if options.json:
         write_json(options.json, results.scores)
+    print(table(results.scores))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel, open_regular
 from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_differ
-from utils import RunError, UserError, mistake, printable, reason
+from utils import RunError, UserError, escape_output, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
 PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json is not None and not options.json.parent.is_dir():
             raise mistake(f"--json {options.json}", "a file in a folder", "no such folder", "make it or name another")
         report = check(options.path, options.dataset, options.workers)
-        print(format_report(report))
         if options.json is not None:
             write(options.json, report)
+        print(format_report(report))
     except (UserError, RunError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -273,6 +273,7 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    escape_output()
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -174,9 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for job, outcome in fill_all(distinct, context, options.jobs):
         results[job] = outcome
         said = f"not run: {outcome}" if isinstance(outcome, str) else f"{score} {outcome[figure]:.2f} %"
-        print(f"{len(results)}/{len(distinct)} {job}: {said}", flush=True)
         facts["minutes"] = (time.monotonic() - began) / 60
         write_tables(output, tables, gather(tables, jobs, results, context), facts)
+        print(f"{len(results)}/{len(distinct)} {job}: {said}", flush=True)
     print(f"written to {output / 'tables.md'}, .csv, .json and .tex")
 
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from utils import UserError
+from utils import UserError, escape_output
 
 
-def start(main: Callable[[], None]) -> NoReturn:
-    """Runs `main` and exits: with 2 and one line on stderr after a UserError, with 130 after Ctrl-C."""
+def start(main: Callable[[], int | None]) -> NoReturn:
+    """Runs `main` and exits with its result: with 2 and one line on stderr after a UserError, with 130 after Ctrl-C."""
+    escape_output()
     try:
-        main()
+        code = main()
     except UserError as error:
         file = Path(sys.argv[0])
         name = file.parent.name if file.stem == "__main__" else file.name
@@ -19,4 +20,4 @@ def start(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code or 0)

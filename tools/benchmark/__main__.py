@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tools.benchmark import exported, loader, network, plot, runs
 from tools.benchmark.measure import machine, write_results
-from utils import UserError
+from utils import UserError, escape_output
 
 COMMANDS = {"network": network, "loader": loader, "run": runs, "onnx": exported}
 
@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = shlex.join(["python", "-m", "tools.benchmark", *arguments])
             device = getattr(options, "device", "cpu")
             facts = {"benchmark": options.command, "command": command, **machine(device), **facts}
-            print(plot.TABLES[options.command](facts, results))
             if options.output:
                 write_results(options.output, facts, results)
+            print(plot.TABLES[options.command](facts, results))
     except UserError as error:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 2
@@ -57,4 +57,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    escape_output()
     sys.exit(main())
