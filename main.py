@@ -40,7 +40,7 @@ from runtime.boards import Board, boards
 from runtime.launch import set_threads, start_processes
 from runtime.loader import worker_death
 from runtime.monitor import Monitor, all_speeds, ending_on_signals
-from runtime.reports import Evaluation, finish_report, report
+from runtime.reports import Evaluation, finish_report, report, tell_blank_images
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
 from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
@@ -267,6 +267,7 @@ def log_entry(training: Training, split: str, evaluation: Evaluation, speed: dic
     if bad:
         entry["bad_images"] = sorted(bad)
         print0(f"epoch {training.epoch}: {len(bad)} images of train cannot be read and were replaced by others")
+    tell_blank_images(training.run.data["train"], "train", training.run.blank_images)
     if evaluation.not_scored:
         entry[f"{split}_not_scored"] = len(evaluation.not_scored)
     return entry
@@ -348,6 +349,7 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
     not_scored = [{"image": skipped[index].path, "reason": skipped[index].reason} for index in sorted(skipped)]
     if not_scored:
         print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
+    tell_blank_images(dataset, split, run.blank_images)
     metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
     return Evaluation(metrics, predictions, not_scored)
 

@@ -57,11 +57,44 @@ _shortened.maxlist = _shortened.maxtuple = 8
 _shortened.maxlevel = 3
 
 
+# Invisible, and yet part of how words are written (Persian, Hindi, Hebrew, joined emoji); then spaces of other scripts.
+_WRITTEN = re.compile("[\u200c-\u200f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+
+
+def is_printable(text: str) -> bool:
+    """Whether a name stays on one line and shows what it is, in whatever script it is written."""
+    return text.isprintable() or _WRITTEN.sub("", text).isprintable()
+
+
 def printable(value: Any, limit: int = MAX_LENGTH) -> str:
     """A name as it is, quoted and escaped where it would not stay on one line, cut at `limit` characters."""
     text = str(value)
-    text = text if text.isprintable() else repr(text[:limit])
+    text = text if is_printable(text) else repr(text[:limit])
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+_NOT_STORED = re.compile(r"[\ud800-\udfff\r]|\\(?=u(?:005c|000d|d[89a-f][0-9a-f]{2}))")
+_STORED = re.compile(r"\\u(005c|000d|d[89a-f][0-9a-f]{2})")
+
+
+def escaped(text: str) -> str:
+    """A text that any program reads as UTF-8, and `unescaped` gives back.
+
+    File names may have bytes that are no UTF-8, which Python holds as lone surrogates: these become \\udc80 to \\udcff.
+    """
+    return _NOT_STORED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def unescaped(text: str) -> str:
+    """What `escaped` was given."""
+    return _STORED.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def escape_output() -> None:
+    """Lets this program print any name: what the terminal's encoding lacks is escaped. For the start of a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def shown(value: Any) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.networks import PVT_NAMES, SETTINGS, Network, Setting, get_network, is_count
-from utils import UserError, shown, typed
+from readers.images import READINGS, RGB_ON_WHITE
+from utils import UserError, is_printable, shown, typed
 
 REQUIRED_FIELDS = {  # largest values, beyond any published encoder
     "vocab_size": 2**22,
@@ -78,7 +79,7 @@ def is_number(value: Any) -> bool:
 
 def is_line(value: Any) -> bool:
     """A short text on one line."""
-    return isinstance(value, str) and value.isprintable() and len(value) <= 200
+    return isinstance(value, str) and is_printable(value) and len(value) <= 200
 
 
 def is_best(value: Any) -> bool:
@@ -177,6 +178,12 @@ class Checkpoint:
     def is_published(self) -> bool:
         """Whether its training began in the published script: one of this project has the states of its processes."""
         return bool(self.from_published) or not self.processes
+
+    @property
+    def image_reading(self) -> str:
+        """How images were read in its training, one of `readers.images.READINGS`."""
+        reading = self.args.get("image_reading")
+        return reading if reading in READINGS else RGB_ON_WHITE
 
     @property
     def settings(self) -> dict[str, Any]:

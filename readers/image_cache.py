@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from readers.images import read_image, read_size
+from readers.images import RGB_ON_WHITE, read_image, read_size
 from utils import UserError
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in 32 bits
@@ -19,18 +19,18 @@ class PictureCache:
 
     Args:
         paths: the files; of one that cannot be read the error is kept, and raised when the picture is asked for.
-        least_size: see `read_image`.
+        least_size, reading: see `read_image`.
 
     Raises:
         UserError: the pictures would take more than half of the memory that is available to this process. Where the
             operating system does not say how much that is, there is no limit.
     """
 
-    def __init__(self, paths: Iterable[Path], least_size: tuple[int, int] | None = None):
+    def __init__(self, paths: Iterable[Path], least_size: tuple[int, int] | None = None, reading: str = RGB_ON_WHITE):
         paths = list(dict.fromkeys(paths))
         _check_memory(paths, least_size)
         progress = tqdm(paths, desc="--cache-images", unit="image", leave=False, disable=None)
-        self.pictures = {path: _picture_or_error(path, least_size) for path in progress}
+        self.pictures = {path: _picture_or_error(path, least_size, reading) for path in progress}
 
     def read(self, path: Path) -> Image.Image:
         """The picture of a file, not to be changed; raises UserError as `read_image` does."""
@@ -40,10 +40,10 @@ class PictureCache:
         return picture
 
 
-def _picture_or_error(path: Path, least_size: tuple[int, int] | None) -> Image.Image | UserError:
+def _picture_or_error(path: Path, least_size: tuple[int, int] | None, reading: str) -> Image.Image | UserError:
     """A picture, or why it cannot be read."""
     try:
-        return read_image(path, least_size)
+        return read_image(path, least_size, reading)
     except UserError as error:
         return copy.copy(error)  # without the frames that it came through
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from models import TOKENS
 from readers.data_sets import DATA_SETS
+from readers.images import READINGS
 from runtime.config_file import check_config, read_config
 from runtime.option_types import (
     ModelName,
@@ -217,6 +218,12 @@ def add_data(parser: Parser) -> None:
     )
     group.add_argument("--batch-size", type=positive_int, default=32, help="images a process")
     group.add_argument("--num-workers", type=natural, default=10, help="loader processes of each process")
+    group.add_argument(
+        "--image-reading",
+        choices=READINGS,
+        help="rgb-on-white, the default: transparency on white; published: as the published code reads, which makes "
+        "noise of transparency and CMYK; of a checkpoint of --resume, otherwise as it was trained",
+    )
     group.add_argument(
         "--on-bad-image",
         choices=("error", "skip"),

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from models import SETTINGS, TIMM, Network, get_network
 from models.pvt import backbone_of
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
+from readers.images import PUBLISHED, RGB_ON_WHITE
 from readers.tokenizer import Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
@@ -34,7 +35,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "
 
 @dataclass
 class Run:
-    """What a run is made of."""
+    """What a run is made of; `blank_images` says how many were told of by split."""
 
     options: Namespace
     network: Network
@@ -44,6 +45,7 @@ class Run:
     start: Start
     data: dict[str, StickerDataset]
     facts: dict[str, Any]
+    blank_images: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def criterion(self) -> nn.Module:
@@ -129,6 +131,7 @@ def build_run(options: Namespace, processes: Processes) -> Run:
     with failing_together():
         set_seeds(options.seed + processes.rank)
         start = read_start(options, network, newest)
+        choose_image_reading(options, start)
         data = build_data(options, network, start.tokenizer)
         class_names = next(iter(data.values())).class_names
         check_classes(options, start, class_names)
@@ -222,6 +225,16 @@ def check_model(options: Namespace, network: Network) -> None:
         raise UserError(f"--layer-decay is for lora, lora_v and pvt: leave it out with --model {options.model}")
 
 
+def choose_image_reading(options: Namespace, start: Start) -> None:
+    """Resolves --image-reading: as asked for, else as the checkpoint of --resume was trained, and says what differs."""
+    trained = start.checkpoint.image_reading if start.checkpoint and options.resume else RGB_ON_WHITE
+    options.image_reading = options.image_reading or trained
+    if options.resume and options.image_reading != trained:
+        print0(f"warning: --image-reading {options.image_reading}, but {options.resume} was trained with {trained}")
+    elif options.image_reading == PUBLISHED:
+        print0("images are read as the published code reads them: transparency and CMYK are noise")
+
+
 def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None) -> dict[str, StickerDataset]:
     """The splits that the run reads; the published protocol never reads val."""
     if options.eval:
@@ -252,6 +265,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             on_bad_image="replace" if replaces else options.on_bad_image,
             cache_images=options.cache_images,
             jpeg_draft=options.jpeg_draft and split == "train",
+            image_reading=options.image_reading,
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
         if tokenizer is not None and not any(sample.text for sample in data[split].samples):

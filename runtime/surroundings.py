@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn
 
-from utils import leave_output, shortage
+from utils import escape_output, leave_output, shortage
 
 CTRL_C = 130  # exit codes, as a shell gives them
 CLOSED_PIPE = 141
@@ -19,6 +19,7 @@ CLOSED_PIPE = 141
 
 def begin() -> None:
     """Prepares a command's process; to be called first, by the command alone and not where its module is imported."""
+    escape_output()
     give_home()
     sys.excepthook = _say_in_a_line
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -27,7 +28,8 @@ def begin() -> None:
 
 
 def ready() -> None:
-    """To be called when all is imported: Ctrl-C raises KeyboardInterrupt again."""
+    """To be called when all is imported: Ctrl-C raises KeyboardInterrupt again, and any name can be printed."""
+    escape_output()
     if signal.getsignal(signal.SIGINT) is _end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

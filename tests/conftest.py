@@ -27,6 +27,8 @@ LONG_FILES = (
     "test_visualize",
     "test_predictor",
     "test_reproduce",
+    "test_names",
+    "test_image_reading",
 )
 SMALL = (
     "--backbone pvt_demo --hidden-dim 24 --fuse-mlp-dim 96 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 "

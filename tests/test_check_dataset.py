@@ -397,3 +397,16 @@ def test_it_runs_as_a_script(tmp_path):
     assert finished.code == 1
     assert "broken images: 1\n  val: " in finished.output
     assert run_process(sys.executable, "tools/check_dataset.py", root, "--no-such-flag").code == 2
+
+
+def test_blank_images_and_other_readings_are_noted(tmp_path, capsys):
+    root = make_ser(tmp_path / "set")
+    white = Image.new("RGBA", (8, 8), 0)
+    white.putpixel((1, 1), (255, 255, 255, 255))
+    white.save(root / "Images" / "cats" / "train1.png")
+    code, report = run(root)
+    assert (code, report["ok"]) == (0, True)
+    for kind in ("blank_images", "read_differently"):
+        assert [Path(finding["path"]).name for finding in report["findings"][kind]] == ["train1.png"]
+    said = capsys.readouterr().out
+    assert "images that --image-reading published reads differently: 1 (a note, not a mistake)" in said

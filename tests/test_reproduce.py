@@ -13,7 +13,7 @@ from runtime.reports import read_predictions
 from tests.conftest import ROOT, SMALL, run_process
 from tools.tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
 from tools.tables.running import Job, RunContext
-from tools.tables.writing import COLUMNS, Row, as_csv, latex, markdown
+from tools.tables.writing import COLUMNS, Row, as_csv, difference, latex, markdown
 from utils import UserError
 
 pytestmark = pytest.mark.long
@@ -91,6 +91,30 @@ def test_a_checkpoint_is_evaluated_and_compared_with_what_was_published(filled, 
     assert figures["operations"] > 1e7
     assert figures["images_per_second"] > 0
     assert given["difference"] == f"{expected['acc1'] - 70:+.2f}, not reproduced"
+    assert given["title"] == "LORA-V"
+
+
+def test_a_checkpoint_is_also_evaluated_with_images_as_published(filled, project):
+    rows = [one for table in filled[0]["tables"] for one in table["rows"] if one["name"] == "given"]
+    titles = [(one["title"], one["protocol"]) for one in rows]
+    assert titles == [
+        ("LORA-V", "published"),
+        ("LORA-V (--image-reading published)", "published"),
+        ("LORA-V", "val"),
+    ]
+    options = {}
+    for name in ("weights", "weights-published"):
+        content = json.loads((project / "runs" / "given" / name / "given_test.json").read_text())
+        options[name] = content["run"]["options"]["image_reading"]
+    assert options == {"weights": "rgb-on-white", "weights-published": "published"}
+
+
+def test_reproduced_means_within_a_tenth_of_a_point():
+    facts = {"comparable": True, "columns": COLUMNS}
+    for points, word in ((0.1, "reproduced"), (-0.09, "reproduced"), (0.11, "not reproduced")):
+        figures = {0: {"acc1": 70.0 + points, "from": "lora.pth"}}
+        text = difference(Row(Experiment("a", "A", published=70.0), "published", figures), facts)
+        assert text == f"{points:+.2f}, {word}"
 
 
 def test_what_is_not_there_says_why(filled, project):
@@ -148,14 +172,14 @@ def test_every_format_has_every_row(filled, project):
     results = project / "results"
     with (results / "tables.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["row"] for line in lines][:3] == ["LORA-V", "LORA-V", "majority"]
-    assert len(lines) == 10
+    assert [line["row"] for line in lines][2:4] == ["LORA-V", "majority"]
+    assert len(lines) == 11
     text = (results / "tables.md").read_text()
     assert text.count("| LORA-V | published |") == 2
     assert "Published: a paper. Published: another paper." in text
     tex = (results / "tables.tex").read_text()
     assert r"\caption{Small \& 100 \% ours}" in tex
-    assert tex.count(r" \\") == 11
+    assert tex.count(r" \\") == 12
 
 
 OWN = """
@@ -238,6 +262,7 @@ def test_seeds_have_mean_and_deviation():
     facts = {"command": "c", "machine": "m", "threads": 1, "torch": "2", "date": "d", "minutes": 1, "comparable": True}
     facts |= {"cost_device": "a CPU", "columns": COLUMNS}
     text = markdown([Table("t", "T", "", [one])], rows, facts)
+    assert "Reproduced: within 0.1 points, because in float16" in text
     assert "| A_1 | val | 60.00 ± 10.00 | 40.00 to 80.00 |" in text
     assert "| -10.00 | 10 | 0 1 2 |" in text
     assert "not run: no data: a\\|b" in text

@@ -6,7 +6,8 @@
 Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
 (the same bytes) in two splits, texts that belong to no image, an order of SER30K's labels that the published class
 counts refute. Notes: the same image twice in one split; folders and files that are left out; labels that differ in form
-alone. Exit code 0: nothing wrong; 2: a mistake in the command line.
+alone; images of one colour, and images that the published code reads differently. Exit code 0: nothing wrong; 2: a
+mistake in the command line.
 """
 
 import argparse
@@ -45,7 +46,7 @@ from readers.files import (
     UnusedTexts,
     open_regular,
 )
-from readers.images import EXPECTED, REMEDY, read_image
+from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_differ
 from readers.placing import MissingImages
 from tools.start import start
 from utils import RunError, UserError, mistake, printable, reason
@@ -65,18 +66,26 @@ KINDS = {
     "duplicates_within_splits": "images twice in one split",
     "left_out": "folders and files left out",
     "merged_labels": "labels that differ in form alone",
+    "blank_images": "images of one colour on white, in which nothing is seen",
+    "read_differently": "images that --image-reading published reads differently",
 }
-NOTES = ("duplicates_within_splits", "left_out", "merged_labels")  # reported, but not wrong
+NOTES_ON_READING = {"blank_images": "is_blank", "read_differently": "differs"}  # with the fields of `Checked`
+NOTES = ("duplicates_within_splits", "left_out", "merged_labels", *NOTES_ON_READING)  # reported, but not wrong
 REMARKS = {UnusedTexts: "unused_texts", LeftOut: "left_out", MergedLabels: "merged_labels"}
 Finding = dict[str, Any]  # `text`, for the report, and what else is known, for the JSON file
 Findings = dict[str, list[Finding]]
 
 
 class Checked(NamedTuple):
-    """What is known of an image file: its checksum, or why it cannot be read; the other is ''."""
+    """What is known of an image file: its checksum, or why it cannot be read; the other is ''.
+
+    `is_blank`: it has one colour; `differs`: the published code reads other pixels.
+    """
 
     sha256: str
     reason: str
+    is_blank: bool = False
+    differs: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +129,7 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     else:
         guessed = name is None
     name = name or guess_dataset(root)
-    findings: Findings = {kind: [] for kind in KINDS}
+    findings: Findings = {kind: [] for kind in KINDS if kind not in NOTES_ON_READING}
     lists: list[str] = []
     splits = {split: read_split(name, root, split, findings, lists) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
@@ -128,6 +137,7 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     checked = check_images([path for path in paths if path not in missing], workers)
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
+    note_readings(checked, findings)
     report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed, "lists": lists}
     names = class_names(name, root, findings)
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
@@ -203,9 +213,11 @@ def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
 def check_image(path: str) -> Checked:
     """Reads an image as training and evaluation do."""
     try:
-        check_proportions(read_image(path), PUBLISHED_RESIZE)
+        picture = read_image(path)
+        check_proportions(picture, PUBLISHED_RESIZE)
         with open_regular(path, EXPECTED, REMEDY) as file:
-            return Checked(hashlib.file_digest(file, "sha256").hexdigest(), "")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Checked(digest, "", is_blank(picture), readings_differ(path, picture))
     except OSError as error:
         return Checked("", str(mistake(path, EXPECTED, reason(error), REMEDY)))
     except UserError as error:
@@ -224,6 +236,13 @@ def find_broken(splits: dict[str, list[Sample]], checked: dict[str, Checked], fi
         for path, image in checked.items()
         if image.reason
     ]
+
+
+def note_readings(checked: dict[str, Checked], findings: Findings) -> None:
+    """Notes the images that are blank, and those that the published code reads differently, if there are any."""
+    for kind, name in NOTES_ON_READING.items():
+        noted = [{"path": path, "text": printable(path)} for path, image in checked.items() if getattr(image, name)]
+        findings |= {kind: noted} if noted else {}
 
 
 def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked], findings: Findings) -> None:

@@ -111,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the comparison")
     options = parser.parse_args(arguments)
     comparison = compare(options.a, options.b, options.seed)
-    print(as_text(comparison))
     if options.json:
         write_json(options.json, comparison)
+    print(as_text(comparison))
 
 
 if __name__ == "__main__":

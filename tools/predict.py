@@ -35,12 +35,13 @@ from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
 from readers.class_folders import files_below
 from readers.files import stop
+from readers.images import is_blank
 from readers.placing import Folders, nearest
 from readers.tables import read_table
 from runtime.launch import set_threads
 from runtime.option_types import positive_int
-from tools.start import start as run_command
-from utils import UserError, listed, make_writable_folder, printable, write_whole
+from tools.start import start
+from utils import UserError, escaped, listed, make_writable_folder, printable, write_whole
 
 COLUMN = "image"
 
@@ -96,8 +97,8 @@ def files_of(folder: Path) -> list[Path]:
 
 def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Iterator[tuple[Item, Prediction | str]]:
     """Each item with its prediction, or with the reason why it cannot be read; the network runs once per batch."""
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
+    for first in range(0, len(items), batch_size):
+        batch = items[first : first + batch_size]
         images = [read(predictor, item.path) for item in batch]
         readable = [(image, item.text) for image, item in zip(images, batch, strict=True) if isinstance(image, Tensor)]
         predictions = iter(predictor(*zip(*readable, strict=True)) if readable else ())
@@ -108,7 +109,10 @@ def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Ite
 def read(predictor: Predictor, path: Path) -> Tensor | str:
     """An image as the network's input, or the reason why it cannot be read."""
     try:
-        return predictor.tensor(path)
+        picture = predictor.picture(path)
+        if is_blank(picture):
+            print(f"predict.py: one colour (on white), nothing is seen in it: {printable(path)}", file=sys.stderr)
+        return predictor.transform(picture)
     except UserError as error:
         return str(error)
 
@@ -125,18 +129,21 @@ def as_table(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
 
 
 def as_csv(results: Sequence[tuple[Item, Prediction]], names: Sequence[str]) -> str:
-    """A line of CSV for each image: image, text, prediction, and a probability for each class."""
+    """A line of CSV for each image: image, text, prediction, and a probability for each class; see `utils.escaped`."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([COLUMN, "text", "prediction", *(f"p_{name}" for name in names)])
     for item, prediction in results:
         row = [f"{prediction.probabilities[name]:.9g}" for name in names]
         table.writerow([item.path, item.text, prediction.label, *row])
-    return text.getvalue()
+    return escaped(text.getvalue())
 
 
-def as_json(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
-    """A JSON list with an object for each image: path, text, prediction, and the most probable classes."""
+def as_json(results: Sequence[tuple[Item, Prediction]], top_k: int, encoding: str = "utf-8") -> str:
+    """A JSON list with an object for each image: path, text, prediction, and the most probable classes.
+
+    What `encoding` lacks, as a file name that is no text, makes the list ASCII, with JSON's escapes.
+    """
     entries = [
         {
             COLUMN: str(item.path),
@@ -146,7 +153,12 @@ def as_json(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
         }
         for item, prediction in results
     ]
-    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(entries, indent=1) + "\n"
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -187,9 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.format == "csv":
         text = as_csv(results, predictor.class_names)
     else:
-        text = as_json(results, options.top_k or len(predictor.class_names))
+        encoding = "utf-8" if options.output else sys.stdout.encoding or "utf-8"
+        text = as_json(results, options.top_k or len(predictor.class_names), encoding)
     if options.output:
-        write_whole(options.output, text.encode())
+        write_whole(options.output, text.encode(errors="backslashreplace"))
     else:
         print(text, end="")
     if options.overlay:
@@ -219,4 +232,4 @@ def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> 
 
 
 if __name__ == "__main__":
-    run_command(main)
+    start(main)

@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = shlex.join(["python", "-m", "tools.benchmark", *arguments])
             device = getattr(options, "device", "cpu")
             facts = {"benchmark": options.command, "command": command, **machine(device), **facts}
-            print(plot.TABLES[options.command](facts, results))
             if options.output:
                 write_results(options.output, facts, results)
+            print(plot.TABLES[options.command](facts, results))
     except UserError as error:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 2
