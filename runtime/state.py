@@ -136,6 +136,7 @@ class Training:
                 class_names=list(run.data["train"].class_names),
                 bert_config=run.start.bert_config,
                 vocabulary_sha256=tokenizer.sha256 if tokenizer else None,
+                lower_case=tokenizer.lower_case if tokenizer else None,
             )
             write_checkpoint(paths, checkpoint.as_dict())
 

@@ -20,7 +20,6 @@ from models.text import build_text_model
 from readers.checkpoint import load_state, read_checkpoint
 from readers.optimizer_state import load_optimizer_state
 from readers.text_encoder import load_text_encoder
-from readers.tokenizer import Tokenizer
 from runtime.weights import fit_position_embeddings
 from tests.fuzzing import NUMBERS, TEXTS, change, mutate, value
 from tests.fuzzing_pickles import (
@@ -264,7 +263,7 @@ def read_any_checkpoint(folder: Path) -> None:
 def read_encoder(path: Path) -> None:
     """Builds the encoder that a folder describes and runs it."""
     encoder = load_text_encoder(str(path))
-    ids = Tokenizer(encoder.vocabulary).encode("a b").ids
+    ids = encoder.tokenizer.encode("a b").ids
     model = build_text_model(encoder.config)
     check_account(load_state(model, encoder.state, "--bert-model x", may_lack=lambda name: name.startswith("pooler.")))
     model(ids.clamp(max=encoder.config["vocab_size"] - 1)[None])
