@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlay", type=Path, metavar="DIR", help="draw what was looked at, a PNG for each image")
     parser.add_argument("--batch-size", type=positive_int, default=16)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder or archive of the text encoder")
     return parser
 
 
@@ -169,10 +169,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = as_csv(results, predictor.class_names)
     else:
         text = as_json(results, options.top_k or len(predictor.class_names))
-    if options.output:
-        write_whole(options.output, text.encode())
+    if options.output:  # a letter that UTF-8 does not have is written as JSON escapes it
+        write_whole(options.output, text.encode(errors="backslashreplace"))
     else:
-        print(text, end="")
+        print(text.encode(errors="backslashreplace").decode(), end="")
     if options.overlay:
         draw_overlays(predictor, [item for item, _ in results], options.overlay)
     return int(len(results) < len(items))
