@@ -7,7 +7,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from models.fusion import FusionBlock, init_xavier
+from models.fusion import FirstTokenAttention, FusionBlock, init_xavier
 from models.pvt import find_config, layer_matcher
 from models.text import MAX_TEXT_TOKENS, build_text_model, text_features
 from models.vision import VisionModel, VisualFeatures
@@ -16,12 +16,12 @@ from models.vision import VisionModel, VisualFeatures
 class LORA_V(nn.Module):
     """The visual half: `logits = head(fusion(v_proj(visual tokens) + pos_embed))`."""
 
-    def __init__(self, vision_model: VisionModel, *, num_classes: int, hidden_dim: int, dropout: Mapping[str, float]):
+    def __init__(self, vision_model: VisionModel, *, num_classes: int, hidden_dim: int, fusion: Mapping[str, Any]):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, vision_model.num_tokens, hidden_dim))
         self.vision_model = vision_model
         self.v_proj = nn.Linear(vision_model.config.embed_dims[3], hidden_dim)
-        self.fusion_model = FusionBlock(hidden_dim, **dropout)
+        self.fusion_model = FusionBlock(hidden_dim, **fusion)
         self.head = nn.Linear(hidden_dim, num_classes)
         init_head(self.pos_embed, self.v_proj, self.head)
 
@@ -33,10 +33,10 @@ class LORA_V(nn.Module):
         """Images (B, 3, H, W) to visual tokens (B, n_visual, C_4) and the patches that each stage selected."""
         return self.vision_model(images, selected)
 
-    def forward(self, images: Tensor, selected: Sequence[Tensor] | None = None) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, num_classes); `selected`: see `VisionModel.forward`."""
-        x = self.v_proj(self.forward_features(images, selected).tokens)  # (B, n_visual, hidden_dim)
-        return self.head(self.fusion_model(x + self.pos_embed))
+    def forward(self, images: Tensor, selected: Sequence[Tensor] | None = None, *context: Any) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, num_classes); `selected`, `context`: see `VisionModel.forward`."""
+        x = self.v_proj(self.vision_model(images, selected, *context).tokens)  # (B, n_visual, hidden_dim)
+        return self.head(self.fusion_model(x + self.pos_embed, *context))
 
 
 class LORA(nn.Module):
@@ -49,7 +49,7 @@ class LORA(nn.Module):
         *,
         num_classes: int,
         hidden_dim: int,
-        dropout: Mapping[str, float],
+        fusion: Mapping[str, Any],
     ):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, vision_model.num_tokens + MAX_TEXT_TOKENS, hidden_dim))
@@ -57,7 +57,7 @@ class LORA(nn.Module):
         self.text_model = text_model
         self.v_proj = nn.Linear(vision_model.config.embed_dims[3], hidden_dim)
         self.l_proj = nn.Linear(text_model.config.hidden_size, hidden_dim)
-        self.fusion_model = FusionBlock(hidden_dim, **dropout)
+        self.fusion_model = FusionBlock(hidden_dim, **fusion)
         self.head = nn.Linear(hidden_dim, num_classes)
         init_head(self.pos_embed, self.v_proj, self.l_proj, self.head)
 
@@ -83,19 +83,20 @@ class LORA(nn.Module):
         word_mask: Tensor | None = None,
         text_features: Tensor | None = None,
         selected: Sequence[Tensor] | None = None,
+        *context: Any,
     ) -> Tensor:
         """Images (B, 3, H, W) with word ids and mask (B, 30) to logits (B, num_classes).
 
         Args:
             text_features: what `encode_text` returned, in place of ids and mask: the text encoder does not run.
-            selected: see `VisionModel.forward`.
+            selected, context: see `VisionModel.forward`.
         """
         if text_features is None:
             text_features = self.encode_text(word_ids, word_mask)
-        visual = self.v_proj(self.forward_features(images, selected).tokens)  # (B, n_visual, hidden_dim)
+        visual = self.v_proj(self.vision_model(images, selected, *context).tokens)  # (B, n_visual, hidden_dim)
         text = self.l_proj(text_features)  # (B, 30, hidden_dim)
         x = torch.cat([visual, text], dim=1) + self.pos_embed  # (B, n_visual + 30, hidden_dim)
-        return self.head(self.fusion_model(x))
+        return self.head(self.fusion_model(x, *context))
 
 
 def build_lora(*, bert: Mapping[str, Any] | None = None, tunebert: bool = False, **settings: Any) -> LORA:
@@ -111,6 +112,8 @@ def build_lora_v(**settings: Any) -> LORA_V:
 
 
 def build_parts(
+    vision: type[VisionModel] = VisionModel,
+    attention: type[FirstTokenAttention] = FirstTokenAttention,
     *,
     num_classes: int = 7,
     alpha: int = 8,
@@ -126,15 +129,17 @@ def build_parts(
     """The visual half, and what the heads of LORA and LORA-V are built with.
 
     Args:
+        vision, attention: the classes of the visual half and of the fusion's attention.
         alpha, locals, tokens: see `VisionModel`; drop, drop_path: see `models.pvt.PVT`.
         fuse_dropout_rate: dropout in the fusion's MLP; fuse_attention_dropout_rate: in its attention.
         hidden_dim: width of the fusion, a multiple of its 12 heads.
         backbone: a name of `models.pvt.BACKBONES`.
     """
     config = find_config(backbone)
-    vision_model = VisionModel(config, alpha=alpha, locals=locals, tokens=tokens, drop=drop, drop_path=drop_path)
+    vision_model = vision(config, alpha=alpha, locals=locals, tokens=tokens, drop=drop, drop_path=drop_path)
     dropout = {"dropout_rate": fuse_dropout_rate, "attention_dropout_rate": fuse_attention_dropout_rate}
-    return vision_model, {"num_classes": num_classes, "hidden_dim": hidden_dim, "dropout": dropout}
+    fusion = {"attention": attention, **dropout}
+    return vision_model, {"num_classes": num_classes, "hidden_dim": hidden_dim, "fusion": fusion}
 
 
 def init_head(pos_embed: nn.Parameter, *linears: nn.Linear) -> None:
