@@ -34,7 +34,7 @@ from readers.checkpoint_fields import Checkpoint
 from runtime.boards import Board, boards
 from runtime.loader import worker_death
 from runtime.monitor import Monitor, ending_on_signals
-from runtime.reports import Evaluation, finish_report, report
+from runtime.reports import Evaluation, evaluation_context, finish_report, report
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
 from utils import (
@@ -318,7 +318,7 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
     if not_scored:
         print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
     metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
-    return Evaluation(metrics, predictions, not_scored)
+    return Evaluation(metrics, predictions, not_scored, evaluation_context(run, split, predictions))
 
 
 if __name__ == "__main__":

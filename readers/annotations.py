@@ -31,20 +31,22 @@ GIVE_ROOT = "complete the data set, or give its folder with --data-path"
 
 
 class Sample(NamedTuple):
-    """An image with its label, counted from 0, and its text, '' where it has none."""
+    """An image with its label, counted from 0, its text and its topic, '' where it has none."""
 
     path: Path
     label: int
     text: str
+    topic: str = ""
 
 
 class Entry(NamedTuple):
-    """What a list says of an image: what to call the entry, the parts of its path below the root, label and text."""
+    """What a list says of an image: what to call the entry, the parts of its path below the root, and a `Sample`'s."""
 
     where: str
     parts: tuple[str, ...]
     label: int
     text: str = ""
+    topic: str = ""
 
 
 def read_ser(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
@@ -115,7 +117,7 @@ def collect(
         raise mistake(source, "at least one image", "an empty split", "complete the data set")
     paths = place(source, root, [(entry.where, entry.parts) for entry in entries], report)
     pairs = zip(paths, entries, strict=True)
-    return [Sample(path, entry.label, entry.text) for path, entry in pairs if path is not None]
+    return [Sample(path, entry.label, entry.text, entry.topic) for path, entry in pairs if path is not None]
 
 
 def _ser_folder(root: Path) -> Path:
@@ -143,7 +145,7 @@ def _ser_entry(source: Path, number: int, entry: Any) -> Entry:
         if not entry[key]:
             raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
     label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
-    return Entry(where, (topic, file_name), label, text)
+    return Entry(where, (topic, file_name), label, text, topic)
 
 
 def _listed(source: Path) -> Iterable[tuple[int, Any]]:
@@ -158,7 +160,7 @@ def _pair(source: Path, number: int, pair: Any, *, names: tuple[str, ...], path_
         raise entry_mistake(source, where, "a path and a class id", f"{len(pair)} values")
     path = field(pair, path_at, str, source, where)
     label = label_field(pair, 1 - path_at, range(len(names)), source, where)
-    return Entry(where, (below, path), label)
+    return Entry(where, (below, path), label, topic=path)
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
@@ -174,7 +176,7 @@ def _line_entry(source: Path, number: int, line: str) -> Entry:
     if not slash or name.casefold() not in EMOTION_ROI_NAMES:
         expected = f"a path that starts with one of the folders {', '.join(EMOTION_ROI_NAMES)}"
         raise entry_mistake(source, f"line {number}", expected, typed(line), UnknownLabel)
-    return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()))
+    return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()), topic=line)
 
 
 def in_class_folders(
@@ -200,9 +202,9 @@ def in_class_folders(
 
 
 def class_file_entry(folder: Path, name: str, file: str, label: int, texts: Mapping[str, str] = EMPTY) -> Entry:
-    """The entry for a file in a class folder."""
+    """The entry for a file in a class folder, which is its own topic: the class folder as one would tell the label."""
     text = texts.get(f"{folder.name}/{name}/{file}", "")
-    return Entry(f"class folder {name}", (folder.name, name, file), label, text)
+    return Entry(f"class folder {name}", (folder.name, name, file), label, text, topic=f"{name}/{file}")
 
 
 def names_in(folder: Path, *, folders: bool = False) -> list[str]:

@@ -29,7 +29,7 @@ from readers.files import (
 )
 from utils import listed, mistake, typed
 
-COLUMNS = ("path", "label", "split")  # and, if there are texts, text
+COLUMNS = ("path", "label", "split")  # and, if there are any, text and topic
 OWN_SPLITS = ("train", "val", "test")
 FOLDER_TEXTS = "texts.json"  # of class folders: path below the data set's folder to text
 
@@ -88,7 +88,7 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
 
 
 def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split of a table: a CSV file with the columns path, label, split and, where there are texts, text.
+    """Reads a split of a table: a CSV file with the columns path, label, split and, if it has them, text and topic.
 
     Paths are relative to the file's folder; labels are names, of which those of the split train are the classes.
 
@@ -141,4 +141,4 @@ def _table_entry(source: Path, number: int, row: dict[str, str], *, names: tuple
         raise entry_mistake(
             source, where, f"a label that train has: {listed(names)}", typed(row["label"]), UnknownLabel
         )
-    return Entry(where, (row["path"],), names.index(row["label"]), row.get("text") or "")
+    return Entry(where, (row["path"],), names.index(row["label"]), row.get("text") or "", row.get("topic") or "")
