@@ -152,10 +152,10 @@ def prepare_folder(run: Run, training: Training) -> None:
             "raise --epochs to train on, or use --eval"
         )
     best = run.checkpoint_path("_best")
-    if options.protocol == "val" and training.best["epoch"] >= 0 and not best.is_file():
+    if training.evaluates_best and training.best["epoch"] >= 0 and not best.is_file():
         raise UserError(
             f"--output-dir {folder}: expected {best.name}, the best epoch {training.best['epoch']} of the resumed run, "
-            "which --protocol val evaluates at the end: copy it from where that run wrote"
+            f"which --protocol {options.protocol} evaluates at the end: copy it from where that run wrote"
         )
     if run.processes.is_main:
         log = folder / "log.txt"
@@ -246,8 +246,8 @@ def log_entry(training: Training, split: str, evaluation: Evaluation) -> dict[st
 
 
 def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Board]) -> None:
-    """The test figures of the run: of the best epoch on val, or, as published, of the last epoch."""
-    is_chosen = run.options.protocol == "val"
+    """The test figures of the run: of the best epoch on val; as published, of the last epoch or TGCA-PVT's best."""
+    is_chosen = training.evaluates_best
     path = run.checkpoint_path("_best" if is_chosen else "")
     if is_chosen:
         with failing_together():
@@ -262,7 +262,7 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
     report(run, evaluation, "test", path, path.parent)
     if run.processes.is_main:
         finish_report(run, training.measured, training.history, evaluation, path, main_boards)
-    if not is_chosen:
+    if run.options.protocol == "published":
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
 
 

@@ -72,6 +72,7 @@ class Network:
         is_pyramid: whether it has the PVT of this project, with its rules on image sizes.
         selects_patches: whether it has local re-attention.
         learns: whether it is trained by steps of an optimizer.
+        keeps_best: whether it was published with the weights of the best epoch on test, the later of equal ones.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Network:
     is_pyramid: bool = True
     selects_patches: bool = True
     learns: bool = True
+    keeps_best: bool = False
 
     @property
     def reads_text(self) -> bool:
@@ -140,6 +142,7 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
                 checkpoint="checkpoint_tgca",
                 command="main.py --model tgca_pvt",
                 builder="models.tgca:build_tgca_pvt",
+                keeps_best=True,
             ),
             Network(
                 name="tgca_pvt_v",

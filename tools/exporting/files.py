@@ -56,7 +56,7 @@ def architecture(predictor: Predictor) -> dict[str, object]:
     """The arguments of `models.create_model` for the network that the weights fit."""
     arguments = {"name": predictor.name, "num_classes": len(predictor.class_names)}
     arguments |= {name: predictor.settings[name] for name in predictor.network.settings}
-    if predictor.name == "lora":
+    if predictor.network.reads_text:
         arguments["bert"] = predictor.model.text_model.config.to_dict()
     return arguments
 
