@@ -88,9 +88,12 @@ def figures(checkpoint: Path) -> list[str]:
         acc1, macro_f1, loss = metrics["acc1"], 100 * metrics["macro"]["f1"], metrics["loss"]
         if not all(map(math.isfinite, (acc1, macro_f1, loss))) or metrics["checkpoint"] != checkpoint.name:
             raise ValueError(path)
+        context = metrics.get("context")
+        lines = [f"- Context of the test figures: {printable(str(context['statement']))}"] if context else []
         return [
             f"- Test: top-1 {acc1:.2f} %, macro F1 {macro_f1:.2f} %, loss {loss:.4f} on "
-            f"{int(metrics['samples'])} images, read from `{printable(path.name)}`"
+            f"{int(metrics['samples'])} images, read from `{printable(path.name)}`",
+            *lines,
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no file, or not an evaluation's
         return ["- Test: not evaluated"]
