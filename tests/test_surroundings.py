@@ -135,7 +135,7 @@ def test_other_errors_are_not_the_machines(error):
 def test_names_of_files_are_utf8_in_a_locale_of_ascii(sticker_set, tmp_path):
     image, output = tmp_path / "悲しい.png", tmp_path / "ö.csv"
     image.write_bytes(next((sticker_set / "Images" / "squares").iterdir()).read_bytes())
-    command = [sys.executable, "tools/predict.py", "weights/lora_v_demo.pth", tmp_path, "--device", "cpu"]
+    command = [sys.executable, "tools/predict.py", "weights/lora_v_demo.pth", image, "--device", "cpu"]
     ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0"}
     finished = run_process(*command, "--format", "csv", "--output", output, env=ascii_alone)
     assert finished.code == 0, finished.output
