@@ -19,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,7 @@ from readers.files import (
 from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_differ
 from readers.placing import MissingImages
 from tools.start import start
-from utils import RunError, UserError, mistake, printable, reason
+from utils import RunError, UserError, mistake, printable, reason, shortage
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
 PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to
@@ -203,11 +204,17 @@ def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
     settings = {"total": len(paths), "unit": "image", "disable": None}
     if workers == 1:
         return dict(zip(paths, tqdm(map(check_image, paths), **settings), strict=True))
-    with ProcessPoolExecutor(min(workers, len(paths) or 1)) as pool:
-        try:
+    try:
+        with ProcessPoolExecutor(min(workers, len(paths) or 1)) as pool:
             return dict(zip(paths, tqdm(pool.map(check_image, paths, chunksize=16), **settings), strict=True))
-        except BrokenProcessPool as error:
-            raise RunError("a worker has died, most likely for lack of memory: lower --workers") from error
+    except BrokenProcessPool as error:
+        raise RunError("a worker has died, most likely for lack of memory: lower --workers") from error
+    except (OSError, RuntimeError, MemoryError) as error:
+        if (lacking := str(error) if isinstance(error, RunError) else shortage(error)) is None:
+            raise
+        for worker in active_children():  # of a pool that could not start all of them: they would wait for ever
+            worker.kill()
+        raise RunError(lacking.replace("--num-workers", "--workers").replace("--batch-size or ", "")) from error
 
 
 def check_image(path: str) -> Checked:
