@@ -16,6 +16,7 @@ import torch
 
 from inference.predictor import Predictor, load_predictor
 from readers.data_sets import DATA_SETS
+from readers.images import PUBLISHED
 from utils import UserError, printable, write_whole
 
 MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
@@ -65,6 +66,7 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         f"- Data set: `--dataset {printable(settings['dataset'])}`" + (f" ({dataset.layout})" if dataset else ""),
         f"- Classes, in the order of the logits: {classes}",
         f"- Protocol: {protocol}",
+        *(["- Images: read as the published code does"] if predictor.image_reading == PUBLISHED else []),
         *figures(Path(checkpoint)),
         *([f"- Export: torch {torch.__version__}; {checked}"] if checked else []),
         f"\n## Loading\n\n{loading(predictor, file, format)}",
