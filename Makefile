@@ -73,11 +73,12 @@ test-app: $(VENV)/installed-browser
 	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
-	for reader in annotations own-data images config checkpoints; do $(PYTHON) tests/fuzz.py $$reader --count 20000 || exit 1; done
+	for reader in annotations own-data images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count 20000 || exit 1; done
 
 lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 benchmark: install
 	$(PYTHON) -m tools.benchmark network --threads 2 --size 448

@@ -80,7 +80,7 @@ def explanation_figure(explanation: Explanation) -> Figure:
     """All of an explanation: views side by side, probabilities as bars and, if there is a text, its words' weights."""
     names = view_names(focus.stage for focus in explanation.focus)
     words = explanation.words
-    figure = Figure(figsize=(2.3 * len(names), 5.4 if words else 4.2), layout="constrained")
+    figure = Figure(figsize=(max(9.2, 2.3 * len(names)), 5.4 if words else 4.2), layout="constrained")
     grid = figure.add_gridspec(2, len(names), height_ratios=(2.3, 2.6 if words else 1.4))
     images = [draw_view(figure.add_subplot(grid[0, i]), explanation, name) for i, name in enumerate(names)]
     for image, columns in ((images[1], grid[1, 1:-1]), (images[-1], grid[1, -1])):

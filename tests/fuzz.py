@@ -1,7 +1,7 @@
 """Reads hostile files by the thousand: each must end in a result or in an error of one line, soon and in little memory.
 
-    python tests/fuzz.py images --count 20000 --seed 0       # or annotations, own-data, config, checkpoints
-    python tests/fuzz.py images --count 1 --first 123         # case 123 of seed 0 alone
+    python -m tests.fuzz images --count 20000 --seed 0       # or annotations, own-data, config, checkpoints
+    python -m tests.fuzz images --count 1 --first 123         # case 123 of seed 0 alone
 
 Case `number` of a reader and a seed is always the same. The cases run in a process of their own, so that one which
 ends it, or is not done in time, is found as well; the files of a case that fails are kept in --failures.
@@ -24,10 +24,6 @@ from pathlib import Path
 import torch
 
 from tests.fuzzing import make_case, read_case, readers
-
-ROOT = Path(__file__).resolve().parents[1]
-
-sys.path.insert(0, str(ROOT))  # so that `python tests/fuzz.py` finds the project's modules
 
 TIME_LIMIT = 20  # seconds a case
 

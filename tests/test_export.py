@@ -23,7 +23,7 @@ from readers.tokenizer import Tokenizer
 from runtime import model_card
 from tools import export
 from tools.benchmark.__main__ import main as benchmark
-from tools.exporting import check, files
+from tools.exporting import comparing, files
 from utils import UserError
 
 pytestmark = pytest.mark.long
@@ -51,8 +51,8 @@ def exported(request, trained, tmp_path_factory):
     runners = {}
 
     def keeping(name):  # what the tool itself runs: loading a file takes seconds
-        make = getattr(check, name)
-        return patch.object(check, name, lambda content: runners.setdefault(name, make(content)))
+        make = getattr(comparing, name)
+        return patch.object(comparing, name, lambda content: runners.setdefault(name, make(content)))
 
     gc.disable()  # the exporters make millions of small objects, and collecting takes a good part of their time
     try:
@@ -96,7 +96,7 @@ def test_a_program_gives_pytorchs_logits_for_any_batch(exported, sticker_set, fo
     samples = read_ser(sticker_set, "test")
     batches = [inputs_of(exported.predictor, samples[:size]) for size in (1, 2, len(samples))]
     run = exported.runners[f"{format}_runner"]
-    found = check.compare(exported.predictor, run, batches)
+    found = comparing.compare(exported.predictor, run, batches)
     assert found.images == 10
     assert found.difference < 1e-4 * found.scale  # for the same patches: of nearly equal ones, rounding chooses
     assert found.score_gap < 1e-4
@@ -192,9 +192,9 @@ def test_other_patches_are_told_from_nearly_equal_ones(exported, sticker_set):
     selected = [stage.flip(-1) for stage in run(inputs)[1]]  # the worst of them first
     with torch.inference_mode():
         logits = exported.predictor.model(*inputs, selected=selected)
-    found = check.compare(exported.predictor, lambda inputs: (logits, selected), [inputs])
+    found = comparing.compare(exported.predictor, lambda inputs: (logits, selected), [inputs])
     assert found.difference == 0
-    assert found.score_gap > check.SCORE_TOLERANCE
+    assert found.score_gap > comparing.SCORE_TOLERANCE
     assert not found.is_good
 
 
@@ -204,7 +204,7 @@ def test_the_backbone_as_a_classifier_is_exported_if_it_computes_the_same(backbo
     program = files.trace(predictor)
     with patch.object(files, "trace", lambda predictor: program):
         export.main([str(backbone), str(output), "--format", "pt2", "--check", str(sticker_set)])
-        logits, selected = check.pt2_runner(output.read_bytes())([torch.zeros(3, 3, 32, 32)])
+        logits, selected = comparing.pt2_runner(output.read_bytes())([torch.zeros(3, 3, 32, 32)])
         assert (logits.shape, selected) == ((3, 2), [])
         assert "on 16 images" in output.with_suffix(".md").read_text()
         with torch.no_grad():
@@ -295,11 +295,11 @@ def test_speed_is_measured_beside_pytorch(backbone, tmp_path, capsys):
 
 def test_a_card_beside_a_checkpoint(trained, tmp_path):
     checkpoint = shutil.copy(trained["lora"] / "checkpoint.pth", tmp_path / "moved.pth")
-    path = model_card.write_card_beside(checkpoint)
+    path = model_card.write_card_beside(load_predictor(checkpoint), checkpoint)
     assert path == tmp_path / "moved.md"
     assert "Test: not evaluated" in path.read_text()
     assert "load_predictor('moved.pth')" in path.read_text()
-    model_card.write_card_beside(checkpoint)  # a card may be replaced
+    model_card.write_card_beside(load_predictor(checkpoint), checkpoint)  # a card may be replaced
     path.write_text("my notes")
     with pytest.raises(UserError, match="would be replaced by the model card"):
-        model_card.write_card_beside(checkpoint)
+        model_card.write_card_beside(load_predictor(checkpoint), checkpoint)

@@ -23,7 +23,7 @@ ALLOWED = {
     "main_V": ("main", "runtime"),
     "hubconf": ("inference", "models", "utils"),
     "tools": ("datasets", "engine", "inference", "main", "models", "readers", "runtime", "utils"),
-    "configs": (),
+    "configs": ("tools",),  # settings of the tables
 }
 WITHOUT_TORCH = ("utils", "models", "readers.data_sets", "runtime.options", "runtime.config_file")
 

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 from tests.test_main import run_here
 from tools import export
 from tools.demo_set import stickers
-from tools.exporting import check
+from tools.exporting import comparing
 
 BACKBONE = ROOT / "weights" / "pvt_demo.pth"
 DEMO = ROOT / "weights" / "lora_v_demo.pth"
@@ -57,9 +57,9 @@ def test_the_demos_accuracy_is_the_tables_to_the_sample(demo_set, tmp_path):
 def test_as_onnx_the_demo_predicts_the_same_on_all_of_test(demo_set, tmp_path):
     predictor = load_predictor(DEMO, device="cpu")
     content, _ = export.export(predictor, "onnx")
-    run = check.onnx_runner(content)
+    run = comparing.onnx_runner(content)
     images = torch.stack([predictor.tensor(sample.path) for sample in read_ser(demo_set, "test")])
-    checked = check.compare(predictor, run, [[batch] for batch in images.split(32)])
+    checked = comparing.compare(predictor, run, [[batch] for batch in images.split(32)])
     assert (checked.images, checked.other_predictions) == (218, 0)
     assert checked.difference <= 1e-4 * checked.scale  # where both take the same patches
     assert checked.score_gap < 1e-5  # other patches are taken where rounding decides between them

@@ -12,7 +12,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,13 +34,6 @@ from utils import UserError, write_json, write_whole
 SIZE = 64  # pixels; the side that the pictures are resized to
 MODES = ["grey", "colour"]
 C_VALUES = [1.0, 10.0, 100.0]
-
-
-class Baselines(NamedTuple):
-    """Scores of both, and the predictions of the regression."""
-
-    scores: dict[str, Any]
-    hog: PredictionFile
 
 
 def load(samples: Sequence[Sample]) -> tuple[list[Image.Image], np.ndarray]:
@@ -83,8 +76,8 @@ def fit_hog(
     return best[1], best[2]
 
 
-def run(root: Path, split: str) -> Baselines:
-    """Both baselines on a split ("val" or "test") of a set in SER30K's layout.
+def run(root: Path, split: str) -> tuple[dict[str, Any], PredictionFile]:
+    """The scores of both on a split ("val" or "test") of a set in SER30K's layout, and the regression's predictions.
 
     Raises:
         UserError: a set that cannot be read, or whose train split has only one class.
@@ -112,7 +105,7 @@ def run(root: Path, split: str) -> Baselines:
         "majority": score(labels, majority) | {"class": names[majority[0]]},
         "hog": score(labels, predictions.predictions) | {"chosen_on_val": settings} | figures,
     }
-    return Baselines(scores, predictions)
+    return scores, predictions
 
 
 def table(results: dict[str, Any]) -> str:
@@ -139,12 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the scores")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="file for the regression's predictions")
     options = parser.parse_args(arguments)
-    results = run(options.root, options.split)
-    print(table(results.scores))
+    scores, predictions = run(options.root, options.split)
+    print(table(scores))
     if options.csv:
-        write_whole(options.csv, predictions_table(results.hog).encode())
+        write_whole(options.csv, predictions_table(predictions).encode())
     if options.json:
-        write_json(options.json, results.scores)
+        write_json(options.json, scores)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@
 
 OUTPUT's suffix names the format. ONNX and pt2 files take any number of images of the size that the network was trained
 with. They are compared with PyTorch on the pictures of --check, or on four drawn ones, and are not written if they
-compute something else (tools/check.py). A model card, OUTPUT's name with .md, is written beside the file. See
-docs/export.md.
+compute something else (tools/exporting/comparing.py). A model card, OUTPUT's name with .md, is written beside the
+file. See docs/export.md.
 """
 
 import argparse
@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from inference.predictor import Predictor, load_predictor
 from runtime import model_card
-from tools.exporting import files
+from tools.exporting import comparing, files
 from utils import UserError, printable, write_whole
 
 
@@ -63,15 +63,15 @@ def export(predictor: Predictor, format: str, check: Path | None = None) -> tupl
                 "--check: expected --format onnx or pt2, found safetensors, which only hold weights; omit it"
             )
         return files.safetensors_bytes(predictor, metadata), "the weights are the checkpoint's, bit by bit"
-    batches = check.check_batches(predictor, check)
+    batches = comparing.check_batches(predictor, check)
     program = files.trace(predictor)
     if format == "onnx":
         content = files.onnx_bytes(program, metadata)
-        runner = check.onnx_runner(content)
+        runner = comparing.onnx_runner(content)
     else:
         content = files.pt2_bytes(program, metadata)
-        runner = check.pt2_runner(content)
-    comparison = check.compare(predictor, runner, batches)
+        runner = comparing.pt2_runner(content)
+    comparison = comparing.compare(predictor, runner, batches)
     if not comparison.is_good:
         raise UserError(f"nothing was written, the exported program computes something else: {comparison}")
     return content, str(comparison)
