@@ -57,7 +57,7 @@ def seed_generators(seed: int) -> None:
 class Draw(NamedTuple):
     """A training sample and the seed of its augmentation, from 0 to 2**64 - 1."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     seed: int
 
 
@@ -86,12 +86,12 @@ def build_transform(
         UserError: timm does not know the augmentation, the interpolation or the mode of random erasing.
     """
     if not is_train:
-        return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else tuple(input_size))
+        return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else input_size)
     try:
         transform = create_transform(
             input_size,
             is_training=True,
-            color_jitter=color_jitter,
+            color_jitter=color_jitter,  # type: ignore[arg-type]
             auto_augment=auto_augment,
             interpolation=interpolation,
             re_prob=reprob,
@@ -119,7 +119,7 @@ def _evaluation_transform(size: tuple[int, int]) -> Transform:
     """Resize, centre crop and normalise, for images of `size` (height, width)."""
     return transforms.Compose(
         [
-            _Resize(tuple(int(256 / 224 * side) for side in size)),
+            _Resize((int(256 / 224 * size[0]), int(256 / 224 * size[1]))),
             transforms.CenterCrop(size),
             _ToTensor(),
             transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, inplace=True),
@@ -186,7 +186,7 @@ OnBadImage = Literal["error", "skip", "replace"]
 class BadImage(NamedTuple):
     """An image that could not be read: its place in the data set, its file and why."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     path: str
     reason: str
 
@@ -281,9 +281,8 @@ class StickerDataset(Dataset):
 
     def _read(self, key: int | Draw) -> Item:
         """An item; for a Draw, the generators are left in disorder."""
-        index = key
+        index = key.index if isinstance(key, Draw) else key
         if isinstance(key, Draw):
-            index = key.index
             seed_generators(key.seed)
         sample = self.samples[index]
         path = sample.path

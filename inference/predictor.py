@@ -70,7 +70,7 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.tokenizer = tokenizer
         self.device = device
-        self.transform = build_transform(False, input_size=self.input_size)
+        self.transform: Any = build_transform(False, input_size=self.input_size)
 
     @property
     def input_size(self) -> int:

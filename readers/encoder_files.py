@@ -93,7 +93,7 @@ def unpack(name: str, folder: Path, wanted: tuple[str, ...]) -> None:
             with contextlib.ExitStack() as stack:
                 plain: IO[bytes] = packed
                 if is_gzip:
-                    plain = stack.enter_context(gzip.open(packed))
+                    plain = stack.enter_context(gzip.open(packed))  # type: ignore[arg-type]
                 archive = stack.enter_context(tarfile.open(fileobj=Bounded(plain), mode="r:"))  # type: ignore[call-overload]
                 unpack_members(archive, folder, wanted, source)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:
