@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from readers.fetch import proxy_advice
 from readers.files import open_regular
@@ -64,7 +64,7 @@ def encoder_folder(name: str, *, weights: bool) -> Iterator[Path]:
 class Bounded:
     """An unpacked archive, of which nobody reads much at once or goes far."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: BinaryIO | gzip.GzipFile):
         self.file = file
         self.tell = file.tell
 
@@ -91,9 +91,7 @@ def unpack(name: str, folder: Path, wanted: tuple[str, ...]) -> None:
         packed.seek(0)
         try:
             with contextlib.ExitStack() as stack:
-                plain: IO[bytes] = packed
-                if is_gzip:
-                    plain = stack.enter_context(gzip.open(packed))
+                plain = stack.enter_context(gzip.open(packed)) if is_gzip else packed
                 archive = stack.enter_context(tarfile.open(fileobj=Bounded(plain), mode="r:"))  # type: ignore[call-overload]
                 unpack_members(archive, folder, wanted, source)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:
