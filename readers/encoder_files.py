@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from readers.fetch import proxy_advice
 from readers.files import open_regular
@@ -64,7 +64,7 @@ def encoder_folder(name: str, *, weights: bool) -> Iterator[Path]:
 class Bounded:
     """An unpacked archive, of which nobody reads much at once or goes far."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: BinaryIO | gzip.GzipFile):
         self.file = file
         self.tell = file.tell
 
