@@ -91,9 +91,9 @@ def unpack(name: str, folder: Path, wanted: tuple[str, ...]) -> None:
         packed.seek(0)
         try:
             with contextlib.ExitStack() as stack:
-                plain: IO[bytes] = packed
+                plain: Any = packed
                 if is_gzip:
-                    plain = stack.enter_context(gzip.open(packed))  # type: ignore[arg-type]
+                    plain = stack.enter_context(gzip.open(packed))
                 archive = stack.enter_context(tarfile.open(fileobj=Bounded(plain), mode="r:"))  # type: ignore[call-overload]
                 unpack_members(archive, folder, wanted, source)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:
