@@ -295,12 +295,14 @@ def build_dataset(
     on_bad_image: OnBadImage = "error",
     cache_images: bool = False,
     jpeg_draft: bool = False,
+    annotations: str = "",
 ) -> StickerDataset:
     """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI`, `folder` or `csv`.
 
     Args:
         tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
         on_bad_image, cache_images, jpeg_draft: see `StickerDataset`.
+        annotations: see `readers.annotations.read_ser`.
 
     Raises:
         UserError: an unknown name or split, or a mistake in the data.
@@ -309,7 +311,7 @@ def build_dataset(
         raise UserError(f"--dataset: expected one of {', '.join(DATA_SETS)}, found {name!r}: choose one of these")
     record = DATA_SETS[name]
     return StickerDataset(
-        record.read(root, split),
+        record.read(root, split, annotations=annotations),
         transform,
         tokenizer if record.has_texts else None,
         class_names=record.class_names(root),

@@ -29,6 +29,7 @@ class DataSet:
         has_texts: whether its samples may have texts.
         marks: folders by which its layout is recognised, one of which is enough.
         is_table: whether its root is a file beside the images.
+        has_list_folders: whether a folder of further lists of its splits may be named (`--annotations`).
     """
 
     name: str
@@ -41,13 +42,19 @@ class DataSet:
     has_texts: bool = False
     marks: tuple[str, ...] = ()
     is_table: bool = False
+    has_list_folders: bool = False
 
-    def read(self, root: str | Path, split: str, report: Report = stop) -> list[Sample]:
+    def read(self, root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
         """The samples of a split; see `readers.annotations.read_ser`."""
         if split not in self.splits:
             expected = f"expected one of {self.title}'s splits {', '.join(self.splits)}"
             raise UserError(f"{expected}, found {split!r}: {self.title} has no such split, choose another")
-        return self.reader(root, split, report)
+        if not annotations:
+            return self.reader(root, split, report)
+        if not self.has_list_folders:
+            expected = "expected SER30K, the only data set with folders of lists"
+            raise UserError(f"--annotations {annotations}: {expected}, found {self.title}: leave the flag out")
+        return self.reader(root, split, report, annotations)
 
     def class_names(self, root: str | Path) -> Sequence[str]:
         """The names of the labels in their order; raises UserError if they are read from data that are not there."""
@@ -63,8 +70,17 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
         one.name: one
         for one in (
-            DataSet("SER", "SER30K", "SER30K's layout", read_ser, names=SER_NAMES, has_texts=True, marks=SER_MARKS),
-            DataSet("SER_V", "SER30K", "SER30K's layout", read_ser, names=SER_NAMES),
+            DataSet(
+                "SER",
+                "SER30K",
+                "SER30K's layout",
+                read_ser,
+                names=SER_NAMES,
+                has_texts=True,
+                marks=SER_MARKS,
+                has_list_folders=True,
+            ),
+            DataSet("SER_V", "SER30K", "SER30K's layout", read_ser, names=SER_NAMES, has_list_folders=True),
             DataSet("FI", "FI", "FI's layout", read_fi, ("train", "test"), FI_NAMES, marks=("train", "test")),
             DataSet(
                 "EmotionROI",

@@ -193,6 +193,12 @@ def add_data(parser: Parser) -> None:
     )
     group.add_argument("--data-path", default="SER_Dataset", metavar="DIR", help="its folder; csv: its file")
     group.add_argument(
+        "--annotations",
+        default="",
+        metavar="NAME",
+        help="SER30K's lists of another folder in Annotations, such as tools/make_splits.py writes",
+    )
+    group.add_argument(
         "--input-size", type=positive_int, default=448, metavar="PX", help="side of the square input image"
     )
     group.add_argument("--batch-size", type=positive_int, default=16, help="images a process")

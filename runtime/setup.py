@@ -233,6 +233,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             on_bad_image="replace" if replaces else options.on_bad_image,
             cache_images=options.cache_images,
             jpeg_draft=options.jpeg_draft and split == "train",
+            annotations=options.annotations,
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
         if tokenizer is not None and not any(sample.text for sample in data[split].samples):

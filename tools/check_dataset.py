@@ -30,6 +30,7 @@ from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel, open_regular
 from readers.images import EXPECTED, REMEDY, read_image
+from tools import agreement
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -110,6 +111,7 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
     if names == SER_NAMES:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
+        report["agreement"] = agreement.measure(agreement.read_votes(root))
     wrong = sum(len(found) for kind, found in findings.items() if kind not in NOTES)
     refuted = report.get("label_order", {}).get("verdict") == "refuted"
     return report | {"findings": findings, "ok": not wrong and not refuted}
@@ -235,6 +237,7 @@ def format_report(report: dict[str, Any]) -> str:
     lines += [f"{'all':14}" + "".join(f"{sum(of_split.values()):8,}" for of_split in counts.values()), ""]
     if "label_order" in report:
         lines.append(f"order of the labels {report['label_order']['verdict']}: {report['label_order']['text']}")
+        lines += agreement.lines(report["agreement"])
     for kind, found in report["findings"].items():
         note = " (a note, not a mistake)" if found and kind in NOTES else ""
         lines.append(f"{KINDS[kind]}: {len(found) or 'none'}{note}")
