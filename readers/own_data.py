@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +34,11 @@ OWN_SPLITS = ("train", "val", "test")
 FOLDER_TEXTS = "texts.json"  # of class folders: path below the data set's folder to text
 
 
-def table_rows(file: Path, report: Report) -> Iterator[tuple[int, dict[str, str]]]:
+def table_rows(file: Path, report: Report, required: Sequence[str] = COLUMNS) -> Iterator[tuple[int, dict[str, str]]]:
     """The rows of a CSV file that have what they must, with the numbers of their lines, the header's being 1.
+
+    Args:
+        required: the columns that it must have, in which no cell is empty.
 
     Raises:
         UserError: a file that is missing or no table; a wrong row goes to `report`.
@@ -43,16 +46,17 @@ def table_rows(file: Path, report: Report) -> Iterator[tuple[int, dict[str, str]
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""), restkey="more", restval="")
     try:
         columns = reader.fieldnames or []
-        lacking = sorted(set(COLUMNS).difference(columns))
+        lacking = sorted(set(required).difference(columns))
         twice = sorted({name for name in columns if columns.count(name) > 1})
         if lacking or twice:
             found = f"none of the name {listed(lacking)}" if lacking else f"several of the name {listed(twice)}"
-            raise mistake(file, f"a table with the columns {', '.join(COLUMNS)}", found, "name the columns in line 1")
+            raise mistake(file, f"a table with the columns {', '.join(required)}", found, "name the columns in line 1")
         for row in reader:
             where = f"line {reader.line_num}"
-            if "more" in row or not all(row[name] for name in COLUMNS):
-                report(entry_mistake(file, where, "a path, a label and a split", typed(list(row.values()))))
-            elif row["split"] not in OWN_SPLITS:
+            if "more" in row or not all(row[name] for name in required):
+                expected = f"a {', a '.join(required[:-1])} and a {required[-1]}"
+                report(entry_mistake(file, where, expected, typed(list(row.values()))))
+            elif "split" in required and row["split"] not in OWN_SPLITS:
                 report(entry_mistake(file, where, "the split train, val or test", typed(row["split"])))
             elif not row["label"].isprintable():  # such as two lines, after a quote that is not closed
                 report(entry_mistake(file, where, "a label of printable characters", typed(row["label"])))
@@ -83,7 +87,7 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
     root = check_folder(Path(root), "the data set's folder")
     folder = check_folder(root / split, f"the class folders of {split}")
     names = folder_class_names(root)
-    parse = partial(class_file_entry, texts=_folder_texts(root))
+    parse = partial(class_file_entry, texts=folder_texts(root))
     return collect(folder, root, in_class_folders(folder, names, report, may_lack=True), parse, report)
 
 
@@ -125,7 +129,7 @@ def folder_class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _folder_texts(root: Path) -> dict[str, str]:
+def folder_texts(root: Path) -> dict[str, str]:
     """The texts of class folders by path, none where there is no file of them."""
     source = root / FOLDER_TEXTS
     if not os.path.lexists(source):
