@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from readers.annotations import EMOTION_ROI_NAMES, FI_NAMES, SER_NAMES, Sample, read_emotion_roi, read_fi, read_ser
+from readers.annotations import (
+    EMOTION_ROI_NAMES,
+    FI_NAMES,
+    SER_NAMES,
+    Sample,
+    read_emotion_roi,
+    read_fi,
+    read_ser,
+    ser_folder,
+    ser_lists,
+)
 from readers.files import Report, stop
 from readers.own_data import OWN_SPLITS, folder_class_names, read_csv, read_folder, table_class_names
 from utils import UserError
@@ -51,10 +61,16 @@ class DataSet:
             raise UserError(f"{expected}, found {split!r}: {self.title} has no such split, choose another")
         if not annotations:
             return self.reader(root, split, report)
-        if not self.has_list_folders:
+        self.check_annotations(root, annotations)
+        return self.reader(root, split, report, annotations)
+
+    def check_annotations(self, root: str | Path, annotations: str) -> None:
+        """Raises UserError if lists are named that the data set does not have."""
+        if annotations and not self.has_list_folders:
             expected = "expected SER30K, the only data set with folders of lists"
             raise UserError(f"--annotations {annotations}: {expected}, found {self.title}: leave the flag out")
-        return self.reader(root, split, report, annotations)
+        if annotations:
+            ser_lists(ser_folder(Path(root)), annotations)
 
     def class_names(self, root: str | Path) -> Sequence[str]:
         """The names of the labels in their order; raises UserError if they are read from data that are not there."""

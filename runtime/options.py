@@ -57,6 +57,13 @@ def add_run(parser: Parser) -> None:
     group.add_argument("--eval", action="store_true", help="evaluate the checkpoint of --resume and end")
     group.add_argument("--eval-split", choices=("val", "test"), default="test", help="what --eval evaluates")
     group.add_argument(
+        "--without-near-duplicates",
+        default="",
+        metavar="LIST",
+        help="also the figures without the images that have a twin in train: the --json file of "
+        "tools/check_dataset.py --near-duplicates N",
+    )
+    group.add_argument(
         "--protocol",
         choices=("published", "val"),
         default="published",

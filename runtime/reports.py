@@ -2,18 +2,17 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
-from engine import Predictions, format_metrics
+from engine import Predictions, compute_metrics, format_metrics
 from inference.predictor import Predictor
-from readers.data_sets import DATA_SETS
 from runtime.boards import Board
 from runtime.model_card import write_card_beside
 from runtime.setup import Run
@@ -85,22 +84,38 @@ class Evaluation(NamedTuple):
 def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path) -> None:
     """Writes the figures of a checkpoint on a split and its predictions into a folder, and prints the figures."""
     path = folder / f"{checkpoint.stem}_{split}.json"
+    without = without_near_duplicates(run, evaluation.predictions, split)
     with failing_together():
         if run.processes.is_main:
-            figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics}
+            figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics, **without}
             write_json(path, {**figures, "not_scored": evaluation.not_scored, "run": run.facts})
             table = predictions_table(named(run, evaluation.predictions, split))
             write_whole(path.with_suffix(".csv"), table.encode())
     print0(f"{split} of {run.options.dataset}, {checkpoint}:\n{format_metrics(evaluation.metrics)}")
+    for metrics in without.values():
+        said = f"without {metrics['left_out']:,} near-duplicates of train"
+        print0(f"{split} of {run.options.dataset}, {said}:\n{format_metrics(metrics)}")
     print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
+
+
+def without_near_duplicates(run: Run, predictions: Predictions, split: str) -> dict[str, dict[str, Any]]:
+    """The figures without the images that have a twin in train, by their name in the file; {} if not asked for."""
+    if not run.options.without_near_duplicates:
+        return {}
+    kept = ~torch.isin(predictions.indices, torch.tensor(run.near_duplicates(split), dtype=torch.long))
+    if not kept.any():
+        raise UserError(f"{split}: none of its images without a twin in train can be read")
+    metrics = compute_metrics(predictions.logits[kept], predictions.labels[kept], run.data[split].class_names)
+    left_out = int((~kept).sum())
+    return {"without_near_duplicates": {"list": run.options.without_near_duplicates, "left_out": left_out, **metrics}}
 
 
 def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
     """The predictions with what the data set knows of them: images below its folder, and the names of the classes."""
     dataset = run.data[split]
-    root = DATA_SETS[run.options.dataset].images_root(run.options.data_path)
+    names = run.image_names(split)
     return PredictionFile(
-        images=[os.path.relpath(dataset.samples[index].path, root) for index in predictions.indices.tolist()],
+        images=[names[index] for index in predictions.indices.tolist()],
         labels=predictions.labels.numpy(),
         predictions=predictions.logits.argmax(dim=1).numpy(),
         probabilities=predictions.logits.double().softmax(dim=1).numpy(),

@@ -23,11 +23,12 @@ from models import SETTINGS, TIMM, Network, get_network
 from models.pvt import backbone_of
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
+from readers.near_duplicates import read_twins
 from readers.tokenizer import Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from runtime.weights import Start, build_model, check_classes, read_start, resolve_resume
-from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, set_seeds
+from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, printable, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
 
@@ -112,6 +113,31 @@ class Run:
             "seed": self.options.seed + self.processes.rank,
         }
 
+    def near_duplicates(self, split: str) -> list[int]:
+        """The indices of the images of a split that --without-near-duplicates leaves out; raises UserError."""
+        names = self.image_names(split)
+        listed, place = self.options.without_near_duplicates, {name: index for index, name in enumerate(names)}
+        flag = f"--without-near-duplicates {listed}"
+        try:
+            twins = read_twins(listed, split)
+        except UserError as error:
+            source = "it is the --json file of tools/check_dataset.py --near-duplicates N"
+            raise UserError(f"{flag}: {source}: {error}") from error
+        for name in twins:
+            if name not in place:
+                expected = f"expected images of {split}, found {printable(name)}"
+                raise UserError(f"{flag}: {expected}: make it of the data set and lists of this run")
+        left_out = {place[name] for name in twins}
+        indices = [index for index, name in enumerate(names) if place[name] in left_out]
+        if len(indices) == len(names):
+            raise UserError(f"{flag}: expected images of {split} without a twin, found none: take fewer bits")
+        return indices
+
+    def image_names(self, split: str) -> list[str]:
+        """The images of a split as documents name them: below the data set's folder."""
+        root = DATA_SETS[self.options.dataset].images_root(self.options.data_path)
+        return [os.path.relpath(sample.path, root) for sample in self.data[split].samples]
+
     def checkpoint_path(self, which: str = "") -> Path:
         """`checkpoint.pth`, `checkpoint_v.pth`, ... of --output-dir, with `which` before the dot."""
         return Path(self.options.output_dir) / f"{self.network.checkpoint}{which}.pth"
@@ -136,7 +162,10 @@ def build_run(options: Namespace, processes: Processes) -> Run:
         prepare_model(options, network, model, precision)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print0(f"{options.model}: {learning:,} parameters learn, on {processes.world_size} x {processes.device}")
-    return Run(options, network, processes, precision, model, start, data, describe_run(vars(options)))
+    run = Run(options, network, processes, precision, model, start, data, describe_run(vars(options)))
+    if options.without_near_duplicates:
+        run.near_duplicates(options.eval_split if options.eval else "test")  # a wrong list ends the run here
+    return run
 
 
 def build_precision(options: Namespace, device: torch.device) -> Precision:

@@ -41,11 +41,10 @@ class Votes(NamedTuple):
 
 def read_votes(root: str | Path, splits: Iterable[str] = SPLITS, annotations: str = "") -> Votes:
     """The votes in SER30K's lists; a list that cannot be read is left out, which is for others to report."""
-    folder = ser_lists(ser_folder(Path(root)), annotations)
     where, labels, votes, wrong = [], [], [], []
     for split in splits:
         try:
-            entries = ser_entries(folder / f"{split}.json")
+            entries = ser_entries(ser_lists(ser_folder(Path(root)), annotations) / f"{split}.json")
         except UserError:
             continue
         for number, entry in enumerate(entries):

@@ -2,10 +2,13 @@
 
     python tools/check_dataset.py SER_Dataset
     python tools/check_dataset.py data/demo --workers 2 --json check.json
+    python tools/check_dataset.py SER_Dataset --near-duplicates 6 --json check.json
 
 Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
 (the same bytes) in two splits, an order of SER30K's labels that the published class counts refute. The same image twice
-in one split is noted. Exit code 0: nothing wrong; 2: a mistake in the command line.
+in one split is noted, and so are pictures that look alike in two splits (--near-duplicates): check.json lists them, for
+main.py --without-near-duplicates, and check_near_duplicates.png shows some. Of SER30K it says how far the annotators
+agree. Exit code 0: nothing wrong; 2: a mistake in the command line.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
 from readers.files import MissingImages, UnknownLabel, open_regular
 from readers.images import EXPECTED, REMEDY, read_image
-from tools import agreement
+from tools import agreement, near_duplicates
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -64,10 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.json is not None and not options.json.parent.is_dir():
             raise mistake(f"--json {options.json}", "a file in a folder", "no such folder", "make it or name another")
-        report = check(options.path, options.dataset, options.workers)
+        report = check(
+            options.path,
+            options.dataset,
+            options.workers,
+            bits=options.near_duplicates,
+            annotations=options.annotations,
+        )
         print(format_report(report))
         if options.json is not None:
             write(options.json, report)
+            root = DATA_SETS[report["dataset"]].images_root(options.path)
+            near_duplicates.save_sheet(options.json, report.get("near_duplicates"), root)
     except (UserError, RunError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -80,11 +91,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", choices=DATA_SETS, help="which data set (default: guessed from the layout)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the whole report")
+    parser.add_argument(
+        "--near-duplicates", type=int, metavar="N", help="pictures of two splits within N of 64 bits, such as 6"
+    )
+    parser.add_argument(
+        "--annotations", default="", metavar="NAME", help="SER30K's lists of another folder in Annotations"
+    )
     return parser
 
 
-def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
+def check(
+    root: Path, name: str | None, workers: int, *, bits: int | None = None, annotations: str = ""
+) -> dict[str, Any]:
     """The report on a data set: facts, class counts by split, findings by kind, and `ok`.
+
+    Args:
+        bits: of near-duplicates, which are looked for unless it is None.
+        annotations: see `readers.annotations.read_ser`.
 
     Raises:
         UserError: no such folder, a layout that cannot be guessed, no worker.
@@ -92,6 +115,8 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1")
+    if bits is not None:
+        near_duplicates.check_bits(bits)
     if name == "csv" or (name is None and root.suffix == ".csv" and root.is_file()):
         guessed, name = name is None, "csv"
     elif not root.is_dir():
@@ -99,8 +124,9 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     else:
         guessed = name is None
     name = name or guess_dataset(root)
+    DATA_SETS[name].check_annotations(root, annotations)
     findings: Findings = {kind: [] for kind in KINDS}
-    splits = {split: read_split(name, root, split, findings) for split in DATA_SETS[name].splits}
+    splits = {split: read_split(name, root, split, findings, annotations) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
     checked = check_images([path for path in paths if path not in missing], workers)
@@ -111,7 +137,10 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
     if names == SER_NAMES:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
-        report["agreement"] = agreement.measure(agreement.read_votes(root))
+        report["agreement"] = agreement.measure(agreement.read_votes(root, annotations=annotations))
+    if bits is not None:
+        readable = {split: [one for one in samples if is_readable(one, checked)] for split, samples in splits.items()}
+        report["near_duplicates"] = near_duplicates.find(readable, DATA_SETS[name].images_root(root), bits, workers)
     wrong = sum(len(found) for kind, found in findings.items() if kind not in NOTES)
     refuted = report.get("label_order", {}).get("verdict") == "refuted"
     return report | {"findings": findings, "ok": not wrong and not refuted}
@@ -127,7 +156,7 @@ def guess_dataset(root: Path) -> str:
     raise mistake(root, f"one of the folders {expected}", "none of them", "name the data set with --dataset")
 
 
-def read_split(name: str, root: Path, split: str, findings: Findings) -> list[Sample]:
+def read_split(name: str, root: Path, split: str, findings: Findings, annotations: str) -> list[Sample]:
     """The samples of a split; mistakes go to the findings, and missing images are among the samples."""
 
     def note(error: UserError) -> None:
@@ -141,7 +170,7 @@ def read_split(name: str, root: Path, split: str, findings: Findings) -> list[Sa
             findings[kind].append({"split": split, "text": str(error)})
 
     try:
-        return DATA_SETS[name].read(root, split, note)
+        return DATA_SETS[name].read(root, split, note, annotations)
     except UserError as error:
         findings["unreadable_lists"].append({"split": split, "text": f"{split}: {error}"})
         return []
@@ -183,6 +212,12 @@ def find_broken(splits: dict[str, list[Sample]], checked: dict[str, Checked], fi
         for path, image in checked.items()
         if image.reason
     ]
+
+
+def is_readable(sample: Sample, checked: dict[str, Checked]) -> bool:
+    """Whether a sample's image is there and was read."""
+    image = checked.get(str(sample.path))
+    return image is not None and not image.reason
 
 
 def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked], findings: Findings) -> None:
@@ -244,6 +279,8 @@ def format_report(report: dict[str, Any]) -> str:
         lines += [f"  {finding['text']}" for finding in found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"  and {len(found) - SHOWN:,} more, all in the file of --json")
+    if "near_duplicates" in report:
+        lines += near_duplicates.lines(report["near_duplicates"])
     lines.append("nothing is wrong" if report["ok"] else "something is wrong, see above")
     return "\n".join(lines)
 
