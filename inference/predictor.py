@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datasets import build_transform
+from datasets import InputStatistics, build_transform
 from models import SETTINGS, Network, create_model
 from models.vision import check_image_size
 from readers.checkpoint import load_state, read_checkpoint
@@ -43,6 +43,7 @@ class Predictor:
         settings: those of its architecture, with `input_size`, `dataset` and `protocol` of its training.
         class_names: of its labels, in order.
         tokenizer: None for a network that reads no texts.
+        statistics: the mean, deviation, interpolation and crop of its images.
         transform: brings a picture in RGB to the tensor (3, size, size).
     """
 
@@ -62,7 +63,8 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.tokenizer = tokenizer
         self.device = device
-        self.transform = build_transform(False, input_size=self.input_size)
+        self.statistics = InputStatistics(**(self.settings.get("input_statistics") or {}))
+        self.transform = build_transform(False, input_size=self.input_size, statistics=self.statistics)
 
     @property
     def input_size(self) -> int:
@@ -152,7 +154,8 @@ def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", b
         network,
         model,
         checkpoint.settings
-        | {"input_size": input_size, "dataset": dataset, "protocol": checkpoint.args.get("protocol")},
+        | {"input_size": input_size, "input_statistics": checkpoint.setting("input_statistics")}
+        | {"dataset": dataset, "protocol": checkpoint.args.get("protocol")},
         names_of(checkpoint, dataset, num_classes),
         tokenizer,
         choose_device(device, 0),

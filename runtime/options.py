@@ -44,7 +44,7 @@ def build_parser(defaults: dict[str, Any]) -> Parser:
         add_mixup,
     ):
         add_group(parser)
-    parser.set_defaults(**defaults)
+    parser.set_defaults(input_statistics=None, **defaults)  # no flag: `build_run` sets it, and checkpoints keep it
     return parser
 
 

@@ -126,7 +126,8 @@ def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
 def predictor_of(run: Run, model: nn.Module, split: str) -> Predictor:
     """The run's network as a predictor."""
     options, network = run.options, run.network
-    settings = {name: getattr(options, name) for name in {*network.settings, "input_size", "dataset", "protocol"}}
+    kept = {*network.settings, "input_size", "input_statistics", "dataset", "protocol"}
+    settings = {name: getattr(options, name) for name in kept}
     names, device = run.data[split].class_names, run.processes.device
     return Predictor(network, model, settings, names, run.start.tokenizer, device)
 

@@ -17,9 +17,10 @@ from timm.data import Mixup
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datasets import StickerDataset, build_dataset, build_transform
+from datasets import InputStatistics, StickerDataset, build_dataset, build_transform
 from engine import Precision
 from models import SETTINGS, TIMM, Network, get_network
+from models.baselines import input_statistics
 from models.pvt import backbone_of
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
@@ -154,6 +155,7 @@ def build_run(options: Namespace, processes: Processes) -> Run:
     with failing_together():
         set_seeds(options.seed + processes.rank)
         start = read_start(options, network, newest)
+        options.input_statistics = input_statistics_of(network, start)
         data = build_data(options, network, start.tokenizer)
         class_names = next(iter(data.values())).class_names
         check_classes(options, start, class_names)
@@ -166,6 +168,13 @@ def build_run(options: Namespace, processes: Processes) -> Run:
     if options.without_near_duplicates:
         run.near_duplicates(options.eval_split if options.eval else "test")  # a wrong list ends the run here
     return run
+
+
+def input_statistics_of(network: Network, start: Start) -> dict[str, Any] | None:
+    """The input statistics of a run: its checkpoint's, or those of a network of timm; None for ImageNet's."""
+    if start.checkpoint is not None:
+        return start.checkpoint.setting("input_statistics")
+    return input_statistics(network.name.removeprefix(TIMM)) if network.name.startswith(TIMM) else None
 
 
 def build_precision(options: Namespace, device: torch.device) -> Precision:
@@ -251,6 +260,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             remode=options.remode,
             recount=options.recount,
             scale=tuple(options.scale),
+            statistics=InputStatistics(**(options.input_statistics or {})),
         )
         replaces = split == "train" and options.on_bad_image == "skip"
         data[split] = build_dataset(
