@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inference.predictor import load_predictor
 from runtime.reports import read_predictions
 from tools.benchmark.measure import ATTENTION_FLOPS
+from tools.tables.annotators import ANNOTATOR, OTHERS, figures_of_annotators
 from tools.tables.experiments import Experiment, Settings
 from tools.tables.statistics import bootstrap, grouped_accuracy
 from utils import UserError, read_json_lines, write_whole
@@ -23,7 +24,8 @@ from utils import UserError, read_json_lines, write_whole
 ROUNDS = 5  # timed passes, of which the median counts
 BATCH = 8
 HOG = "hog"
-UNTRAINED = (HOG, "majority")  # their figures do not depend on the seed, and no epoch is chosen
+ANNOTATORS = (ANNOTATOR, OTHERS)
+UNTRAINED = (HOG, "majority", *ANNOTATORS)  # their figures do not depend on the seed, and no epoch is chosen
 FIGURES = ("acc1", "macro", "weighted", "per_class", "mean_average_precision", "samples", "correct")
 
 
@@ -115,6 +117,9 @@ def fill(job: Job, context: RunContext) -> dict[str, Any] | str:
     data = job.data_path(context)
     if not data.is_dir():
         return f"no data: {data}"
+    if one.model in ANNOTATORS:
+        figures = figures_of_annotators(data, one.model)
+        return figures | {"from": "the lists"} if figures else f"no three votes for a sticker of test in {data}"
     checkpoint = context.weights / f"{one.name}.pth"
     try:
         if settings.is_published and checkpoint.is_file() and job.protocol == one.protocols[0]:
