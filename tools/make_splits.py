@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from readers.annotations import SER_NAMES, check_folder, ser_entries, ser_entry, ser_folder, ser_lists
+from readers.annotations import SER_NAMES, ser_entries, ser_entry, ser_folder, ser_lists
 from readers.files import entry_mistake, stop
 from readers.own_data import FOLDER_TEXTS, OWN_SPLITS, folder_texts, table_rows
 from runtime.option_types import natural
@@ -99,7 +99,6 @@ def read_table_items(file: Path, by: str) -> Items:
 
 def read_folder_items(root: Path, by: str) -> Items:
     """The images below a folder as rows of a table. Raises UserError as `read_ser_items`."""
-    check_folder(root, "the data set's folder")
     if by != IMAGE and not (by.isdecimal() and int(by)):
         raise UserError(f"--by {printable(by)}: expected image, or the number of a folder level from 1: give one")
     level = None if by == IMAGE else int(by) - 1
@@ -237,8 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif any((data / part / "Annotations").is_dir() for part in ("", "SER_Dataset")):
         data, is_lists = ser_folder(data), True
         folder = data / "Annotations"
+    elif data.is_dir():
+        folder = data
     else:
-        folder = check_folder(data, "SER30K's folder, a table, or a folder of class folders")
+        expected = "SER30K's folder, a table, or a folder of class folders"
+        raise mistake(data, expected, "no such file or folder", "name it")
     targets = targets_of(folder, options.name, is_lists, options.folds)
     read = read_ser_items if is_lists else read_table_items if data.is_file() else read_folder_items
     items = read(data, options.by)
