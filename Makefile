@@ -2,20 +2,20 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SYSTEM_PYTHON := $(firstword $(foreach version,3.12 3.11,$(shell python$(version) -c 'print("python$(version)")' 2>/dev/null)) python3)
+SYSTEM_PYTHON := $(firstword $(foreach version,3.12 3.11 3.13,$(shell python$(version) -c 'print("python$(version)")' 2>/dev/null)) python3)
 SPLIT ?= image
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults fuzz lint benchmark benchmark-gpu clean
+.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults fuzz lint benchmark benchmark-gpu gpu-report lock clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-dev.txt requirements-demo.txt
-	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || \
-	  { echo "error: Python 3.11 or 3.12 expected, $(SYSTEM_PYTHON) is another; install one of them"; exit 2; }
+$(VENV)/installed: requirements.lock requirements-demo.txt
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
+	  { echo "error: expected Python 3.11, 3.12 or 3.13, found $(SYSTEM_PYTHON); install one of them"; exit 2; }
 	$(SYSTEM_PYTHON) -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
 	@touch $@
 
@@ -73,7 +73,7 @@ test-app: $(VENV)/installed-browser
 	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
-	for reader in annotations own-data images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count 20000 || exit 1; done
+	for reader in annotations own-data tables images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count 20000 || exit 1; done
 
 lint: install
 	$(PYTHON) -m ruff check .
@@ -86,6 +86,15 @@ benchmark: install
 benchmark-gpu: install
 	$(PYTHON) -m tools.benchmark network --device cuda --size 448 --dtype float16 bfloat16 --batch-size 16 max --compile \
 	  --output docs/benchmarks/gpu.json
+
+# On a machine with a GPU; takes the calling Python and installs nothing.
+gpu-report:
+	python3 -m tools.benchmark.gpu_report --data data/demo
+
+# The versions of everything that the pinned packages need, on every system and Python (needs uv: pip install uv).
+lock:
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements.txt requirements-dev.txt -o requirements.lock
+	sed -i '1i # All versions that `make install` installs; `make lock` writes this file.' requirements.lock
 
 clean:
 	rm -rf $(VENV) data runs

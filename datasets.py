@@ -1,5 +1,6 @@
 """The data sets as PyTorch reads them: draws, transforms and `StickerDataset`."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,9 @@ from torchvision.transforms import functional
 from readers.annotations import Sample
 from readers.data_sets import DATA_SETS
 from readers.image_cache import PictureCache
-from readers.images import read_image
+from readers.images import RGB_ON_WHITE, is_blank, read_image
+from readers.own_data import read_csv as read_csv  # beside `build_dataset`, for those who want the samples alone
+from readers.own_data import read_folder as read_folder
 from readers.tokenizer import Tokenizer
 from utils import UserError, printable
 
@@ -219,12 +222,14 @@ class StickerDataset(Dataset):
             transform's first step crops or resizes to (see `read_image`). The picture as a whole stays at least that
             large; a crop of it, in training as small as 8 % of its area, may come from fewer pixels than at full
             scale, and is enlarged. Not for evaluation.
+        image_reading: how pictures are read, one of `readers.images.READINGS`.
 
     Raises:
         UserError: with `cache_images`, pictures that do not fit into half of the memory.
 
     Attributes:
         samples: the list of samples; `labels`: their labels; `class_names`: the names of the labels.
+        blank: bool (n,), the images that were read so far and are of one colour; shared with the workers.
     """
 
     def __init__(
@@ -237,6 +242,7 @@ class StickerDataset(Dataset):
         on_bad_image: OnBadImage = "error",
         cache_images: bool = False,
         jpeg_draft: bool = False,
+        image_reading: str = RGB_ON_WHITE,
     ):
         self.samples = list(samples)
         self.labels = [sample.label for sample in self.samples]
@@ -245,7 +251,9 @@ class StickerDataset(Dataset):
         self.on_bad_image = on_bad_image
         self.least_size = first_size(transform) if jpeg_draft else None
         paths = [sample.path for sample in self.samples]
-        self.cache = PictureCache(paths, self.least_size) if cache_images else None
+        self.image_reading = image_reading
+        self.cache = PictureCache(paths, self.least_size, image_reading) if cache_images else None
+        self.blank = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
         self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
         if tokenizer is not None:
             encoded = tokenizer.encode_all(sample.text for sample in self.samples)
@@ -268,7 +276,7 @@ class StickerDataset(Dataset):
                 for key in keys:
                     self._read_into(read, key)
         except UserError as error:
-            return UserError(str(error))
+            return copy.copy(error)  # without the frames that it came through
         return read
 
     def _read(self, key: int | Draw) -> Item:
@@ -278,11 +286,13 @@ class StickerDataset(Dataset):
             index = key.index
             seed_generators(key.seed)
         sample = self.samples[index]
-        image = self.cache.read(sample.path) if self.cache else read_image(sample.path, self.least_size)
+        path = sample.path
+        picture = self.cache.read(path) if self.cache else read_image(path, self.least_size, self.image_reading)
+        self.blank[index] = is_blank(picture)
         try:
-            image = self.transform(image)
+            image = self.transform(picture)
         except UserError as error:
-            raise UserError(f"{printable(sample.path)}: {error}") from error
+            raise type(error)(f"{printable(path)}: {error}") from error
         item = {"image": image, "label": sample.label, "index": index}
         if self.words is not None:
             item["word_ids"], item["word_mask"] = self.words[self.rows[index]]
@@ -320,12 +330,13 @@ def build_dataset(
     cache_images: bool = False,
     jpeg_draft: bool = False,
     annotations: str = "",
+    image_reading: str = RGB_ON_WHITE,
 ) -> StickerDataset:
     """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI`, `folder` or `csv`.
 
     Args:
         tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
-        on_bad_image, cache_images, jpeg_draft: see `StickerDataset`.
+        on_bad_image, cache_images, jpeg_draft, image_reading: see `StickerDataset`.
         annotations: see `readers.annotations.read_ser`.
 
     Raises:
@@ -342,4 +353,5 @@ def build_dataset(
         on_bad_image=on_bad_image,
         cache_images=cache_images,
         jpeg_draft=jpeg_draft,
+        image_reading=image_reading,
     )

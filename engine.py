@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from utils import UserError
 
+TOP = 5  # predictions of which one has to be right, for the second accuracy
 CLASSES_SHOWN = 20  # of more, a table by class and a confusion matrix do not fit on a screen
 Batch = dict[str, Any]  # tensors, and `skipped`
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -86,7 +87,7 @@ class Stepper:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    model: Any,
     criterion: nn.Module,
     batches: Iterable[Batch],
     stepper: Stepper,
@@ -215,7 +216,7 @@ class TextFeatures:
     logits, do not depend on the number of processes, not even in the last bit.
     """
 
-    def __init__(self, model: nn.Module, dataset: Any, group_size: int):
+    def __init__(self, model: Any, dataset: Any, group_size: int):
         self.model, self.dataset, self.group_size = model, dataset, group_size
         self.device = next(model.parameters()).device
         self.groups: dict[int, Tensor] = {}  # (texts of the group, 30, width)
@@ -241,18 +242,20 @@ def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
 
 
 def compute_metrics(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
-    """Logits (samples, classes) and labels (samples,) to top-1 accuracy in percent, loss, and figures by class.
+    """Logits (samples, classes) and labels (samples,) to top-1 and top-5 accuracy in percent, loss, figures by class.
 
     Precision, recall, F1 and mean average precision are shares from 0 to 1, 0 where undefined; the confusion matrix has
     true classes as rows.
     """
     predictions = logits.argmax(dim=1)
+    best = logits.topk(min(TOP, logits.shape[1]), dim=1).indices  # (samples, 5), or fewer if there are fewer classes
     truth, guess = labels.numpy(), predictions.numpy()
     classes = np.arange(len(class_names))
     by_class = precision_recall_fscore_support(truth, guess, labels=classes, zero_division=0)
     names = ("precision", "recall", "f1")
     metrics: dict[str, Any] = {
         "acc1": 100 * float(accuracy_score(truth, guess)),
+        "acc5": 100 * (best == labels[:, None]).any(dim=1).double().mean().item(),
         "correct": int((predictions == labels).sum()),
         "samples": len(labels),
         "loss": F.cross_entropy(logits.float(), labels).item(),
@@ -295,4 +298,6 @@ def format_metrics(metrics: dict[str, Any]) -> str:
         f"top-1 {metrics['acc1']:.2f} % ({metrics['correct']} of {metrics['samples']}), loss {metrics['loss']:.4f}, "
         f"mean average precision {metrics['mean_average_precision']:.4f}"
     )
+    lines.append(f"accuracy={metrics['acc1'] / 100:.6f}")  # this line and the next one as the published script
+    lines.append(f"* Acc@1 {metrics['acc1']:.3f} Acc@5 {metrics['acc5']:.3f} loss {metrics['loss']:.3f}")
     return "\n".join(lines)

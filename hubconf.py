@@ -36,6 +36,10 @@ def _use_own_modules() -> None:
 
 _use_own_modules()
 
+from runtime.surroundings import give_home
+
+give_home()  # before the networks' packages are imported
+
 
 def lora(**settings: Any) -> Any:
     """LORA with its initial values; `settings`: see `models.lora.build_lora`."""

@@ -12,7 +12,12 @@
 
 import sys
 
-from runtime.options import check_command_line, parse_options
+if __name__ == "__main__":
+    from runtime.surroundings import begin
+
+    begin()
+
+from runtime.options import check_command_line, given_without_effect, parse_options
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])  # --help and a wrong flag end here, before PyTorch is loaded
@@ -32,12 +37,15 @@ from engine import TextFeatures, compute_metrics, evaluate, merge_predictions, t
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from runtime.boards import Board, boards
+from runtime.launch import set_threads, start_processes
 from runtime.loader import worker_death
-from runtime.monitor import Monitor, ending_on_signals
-from runtime.reports import Evaluation, finish_report, report
+from runtime.monitor import Monitor, all_speeds, ending_on_signals
+from runtime.reports import Evaluation, finish_report, report, tell_blank_images
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
+from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
 from utils import (
+    OUTPUT,
     Interrupted,
     RunError,
     UserError,
@@ -49,7 +57,7 @@ from utils import (
     read_json_lines,
     remove,
     set_aside,
-    start_processes,
+    shortage,
     stop_processes,
     write_checkpoint,
     write_json,
@@ -61,8 +69,9 @@ def main(argv: Sequence[str] | None = None, **defaults: Any) -> int:
     """Runs one training or evaluation.
 
     Returns:
-        The exit code: 0; 2 for a mistake of the user; 1 if something outside ended the run; 130 after Ctrl-C and 143
-        after SIGTERM or SIGUSR1, with a checkpoint written if the run was training.
+        The exit code: 0; 2 for a mistake of the user; 1 if something outside ended the run; 130 after Ctrl-C, 143
+        after SIGTERM or SIGUSR1 and 141 if standard output was closed, with a checkpoint written if the run was
+        training.
     """
     code = 1
     try:
@@ -79,9 +88,12 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
         options = parse_options(argv, defaults)
         # Twice as patient as the watchdog, which can say more than a collective that waits in vain.
         processes = start_processes(options.device, options.dist_url, timeout=2 * options.timeout)
+        print0(f"threads: {set_threads()}")
+        if flags := given_without_effect(argv, options):
+            print0(f"{', '.join(flags)}: without effect, as in the published script")
         run = build_run(options, processes)
         if options.eval:
-            evaluate_checkpoint(run, options.resume)
+            evaluate_checkpoint(run, options.resume or options.finetune)
         elif run.network.learns:
             train(run)
         else:
@@ -91,10 +103,12 @@ def end_in_a_line(argv: Sequence[str], defaults: dict[str, Any]) -> int:
     except RunError as error:
         return say("error", str(error), code=1)
     except Interrupted as error:
+        if not OUTPUT["is_read"]:
+            return say("stopped", "nobody reads its output any more", code=CLOSED_PIPE)
         return say("stopped", "by a signal", code=error.exit_code)
     except KeyboardInterrupt:
-        return say("stopped", "by Ctrl-C", code=130)
-    except RuntimeError as error:
+        return say("stopped", "by Ctrl-C", code=CTRL_C)
+    except (RuntimeError, OSError, MemoryError) as error:
         if (explanation := explain_error(error)) is None:
             raise
         return say("stopped", explanation, code=1)
@@ -107,11 +121,11 @@ def say(what: str, message: str, *, code: int) -> int:
     return code
 
 
-def explain_error(error: RuntimeError) -> str | None:
-    """What an error of PyTorch tells a user; None if it is a defect of this code."""
-    if isinstance(error, torch.OutOfMemoryError):
+def explain_error(error: Exception) -> str | None:
+    """What an error of PyTorch or of the system tells a user; None if it is a defect of this code."""
+    if isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error):
         return "out of GPU memory: lower --batch-size, or use --grad-checkpointing or --amp-dtype"
-    return peer_failure(error) or worker_death(error)
+    return peer_failure(error) or worker_death(error) or shortage(error)
 
 
 def train(run: Run) -> None:
@@ -137,20 +151,24 @@ def train(run: Run) -> None:
                 evaluate_epoch(run, training, monitor, main_boards)
         except Interrupted:
             training.save(run.checkpoint_path())
-            print0(f"stopped by a signal in epoch {training.epoch} after {training.batch} batches, checkpoint written")
+            written = "checkpoint written" if options.output_dir else "nothing saved without --output-dir"
+            print0(f"stopped by a signal in epoch {training.epoch} after {training.batch} batches, {written}")
             raise
         finish(run, training, monitor, main_boards)
 
 
 def prepare_folder(run: Run, training: Training) -> None:
-    """Makes the output folder with the run's options; a log of another run is set aside."""
+    """Makes the output folder, if there is to be one, with the run's options; a log of another run is set aside."""
     options, folder = run.options, Path(run.options.output_dir)
-    make_writable_folder(folder)
-    if training.epoch >= options.epochs and not run.checkpoint_path().is_file():
+    if options.output_dir:
+        make_writable_folder(folder)
+    if training.epoch >= options.epochs and not (options.output_dir and run.checkpoint_path().is_file()):
         raise UserError(
             f"--resume {options.resume}: has finished epoch {training.epoch - 1}, and --epochs is {options.epochs}: "
             "raise --epochs to train on, or use --eval"
         )
+    if not options.output_dir:
+        return
     best = run.checkpoint_path("_best")
     if options.protocol == "val" and training.best["epoch"] >= 0 and not best.is_file():
         raise UserError(
@@ -186,9 +204,9 @@ def train_epoch(run: Run, training: Training, monitor: Monitor) -> None:
     train_one_epoch(
         training.parallel,
         run.criterion,
-        monitor.batches(loader, f"epoch {training.epoch}", training.skipped, done=done),
+        monitor.batches(loader, f"epoch {training.epoch}", training.skipped, done=done, describe=training.progress),
         training.stepper(after_step),
-        run.precision,
+        training.precision,
         training.losses,
         num_batches=len(loader),
         first_batch=done,
@@ -200,15 +218,17 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
 
     The log is written last, from the history that the checkpoint holds, so that it is never ahead of it.
     """
-    options, epoch = run.options, training.epoch
+    options, epoch, speed = run.options, training.epoch, monitor.speed.figures()
     split = "test" if options.protocol == "published" else "val"
     evaluation = measure(run, training.measured, split, monitor)
-    entry = log_entry(training, split, evaluation)
+    entry = log_entry(training, split, evaluation, speed)
     is_best = training.end_epoch(entry)
     print0(
         f"epoch {epoch}: loss {entry['train_loss']:.4f}, accuracy {watched_accuracy(entry):.2f} %, "
         f"best {entry['best_acc1']:.2f} % (epoch {entry['best_epoch']}), {entry['train_seconds']:.0f} s"
     )
+    if not options.output_dir:
+        return
     names = ["_best"] * is_best + [f"_epoch{epoch:04d}"] * (options.keep > 0) + [""]
     training.save(*map(run.checkpoint_path, names))
     with failing_together():
@@ -223,23 +243,31 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
                 remove(path)
 
 
-def log_entry(training: Training, split: str, evaluation: Evaluation) -> dict[str, Any]:
-    """The log's entry on the epoch that was trained and evaluated; all processes take part."""
-    metrics = evaluation.metrics
-    parts = gather((training.losses.mean(), list(training.skipped.values())))
+def log_entry(training: Training, split: str, evaluation: Evaluation, speed: dict[str, float]) -> dict[str, Any]:
+    """The log's entry on the epoch that was trained and evaluated; all processes take part.
+
+    `speed` is this process's, of what was trained since the start or the last resume.
+    """
+    metrics, rate = evaluation.metrics, training.optimizer.param_groups[0]["lr"]
+    parts = gather((training.losses.mean(), list(training.skipped.values()), speed))
     entry = {
         "epoch": training.epoch,
-        "lr": training.optimizer.param_groups[0]["lr"],
-        "train_loss": sum(loss for loss, _ in parts) / len(parts),
+        "lr": rate,
+        "train_lr": rate,
+        "train_loss": sum(loss for loss, *_ in parts) / len(parts),
         "train_seconds": round(training.seconds, 2),
+        **all_speeds([speed for *_, speed in parts]),
         f"{split}_acc1": metrics["acc1"],
+        f"{split}_acc5": metrics["acc5"],
         f"{split}_loss": metrics["loss"],
         f"{split}_macro_f1": metrics["macro"]["f1"],
+        "n_parameters": sum(parameter.numel() for parameter in training.model.parameters()),
     }
-    bad = {image.path for _, images in parts for image in images}
+    bad = {image.path for _, images, _ in parts for image in images}
     if bad:
         entry["bad_images"] = sorted(bad)
         print0(f"epoch {training.epoch}: {len(bad)} images of train cannot be read and were replaced by others")
+    tell_blank_images(training.run.data["train"], "train", training.run.blank_images)
     if evaluation.not_scored:
         entry[f"{split}_not_scored"] = len(evaluation.not_scored)
     return entry
@@ -259,8 +287,8 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
             for tensor in training.measured.state_dict().values():
                 dist.broadcast(tensor, 0)
     evaluation = measure(run, training.measured, "test", monitor)
-    report(run, evaluation, "test", path, path.parent)
-    if run.processes.is_main:
+    report(run, evaluation, "test", path, path.parent if run.options.output_dir else None)
+    if run.processes.is_main and run.options.output_dir:
         finish_report(run, training.measured, training.history, evaluation, path, main_boards)
     if not is_chosen:
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
@@ -270,6 +298,10 @@ def count_classes(run: Run) -> None:
     """What the majority class has in place of a training: the counts of train, then the figures on test."""
     data, path = run.data["train"], run.checkpoint_path()
     run.model.counts += torch.bincount(torch.tensor(data.labels), minlength=len(data.class_names)).to(run.model.counts)
+    if not run.options.output_dir:
+        with Monitor(run.options, run.processes, trains=False) as monitor:
+            report(run, measure(run, run.model, "test", monitor), "test", path, None)
+        return
     with failing_together():
         make_writable_folder(path.parent)
         if run.processes.is_main:
@@ -317,10 +349,12 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
     not_scored = [{"image": skipped[index].path, "reason": skipped[index].reason} for index in sorted(skipped)]
     if not_scored:
         print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
+    tell_blank_images(dataset, split, run.blank_images)
     metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
     return Evaluation(metrics, predictions, not_scored)
 
 
 if __name__ == "__main__":
     keep_freed_memory()
+    ready()
     sys.exit(main())

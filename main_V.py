@@ -8,6 +8,11 @@
 import sys
 from typing import Any
 
+if __name__ == "__main__":
+    from runtime.surroundings import begin
+
+    begin()
+
 from runtime.options import check_command_line
 
 DEFAULTS: dict[str, Any] = {"model": "lora_v", "dataset": "SER_V", "texts": False}
@@ -17,7 +22,9 @@ if __name__ == "__main__":
 
 from main import main
 from runtime.setup import keep_freed_memory
+from runtime.surroundings import ready
 
 if __name__ == "__main__":
     keep_freed_memory()
+    ready()
     sys.exit(main(**DEFAULTS))

@@ -7,16 +7,14 @@ import os
 import random
 import re
 import reprlib
-import subprocess
+import signal
 import sys
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 class UserError(ValueError):
     """A wrong file, entry or flag. The message names it, says what was expected and found, and what to do.
 
-    Exit code 2.
+    Exit code 2. Errors travel between processes: a subclass can be made of its message alone.
     """
 
 
@@ -59,11 +57,44 @@ _shortened.maxlist = _shortened.maxtuple = 8
 _shortened.maxlevel = 3
 
 
+# Invisible, and yet part of how words are written (Persian, Hindi, Hebrew, joined emoji); then spaces of other scripts.
+_WRITTEN = re.compile("[\u200c-\u200f\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+
+
+def is_printable(text: str) -> bool:
+    """Whether a name stays on one line and shows what it is, in whatever script it is written."""
+    return text.isprintable() or _WRITTEN.sub("", text).isprintable()
+
+
 def printable(value: Any, limit: int = MAX_LENGTH) -> str:
     """A name as it is, quoted and escaped where it would not stay on one line, cut at `limit` characters."""
     text = str(value)
-    text = text if text.isprintable() else repr(text[:limit])
+    text = text if is_printable(text) else repr(text[:limit])
     return text if len(text) <= limit else text[:limit] + "..."
+
+
+_NOT_STORED = re.compile(r"[\ud800-\udfff\r]|\\(?=u(?:005c|000d|d[89a-f][0-9a-f]{2}))")
+_STORED = re.compile(r"\\u(005c|000d|d[89a-f][0-9a-f]{2})")
+
+
+def escaped(text: str) -> str:
+    """A text that any program reads as UTF-8, and `unescaped` gives back.
+
+    File names may have bytes that are no UTF-8, which Python holds as lone surrogates: these become \\udc80 to \\udcff.
+    """
+    return _NOT_STORED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def unescaped(text: str) -> str:
+    """What `escaped` was given."""
+    return _STORED.sub(lambda match: chr(int(match[1], 16)), text)
+
+
+def escape_output() -> None:
+    """Lets this program print any name: what the terminal's encoding lacks is escaped. For the start of a program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def shown(value: Any) -> str:
@@ -110,8 +141,66 @@ def naming_flags(names: Iterable[str], **flags: str) -> Iterator[None]:
         raise UserError(f"{flags[name]} {rest}") from error
 
 
+SHORTAGES = (  # what errors of the system, of Python and of PyTorch say, and what that tells a user
+    (
+        re.compile(r"Too many open files|Error 24\b|received 0 items of ancdata"),
+        "too many open files: raise the limit (`ulimit -n`) or lower --num-workers",
+    ),
+    (
+        re.compile(
+            r"MemoryError|bad_alloc|Cannot allocate memory|can't allocate memory|not enough memory|"
+            r"Unable to allocate \S+ \wi?B|could not create a memory object"
+        ),
+        "out of memory: lower --batch-size or --num-workers, or allow the run more",
+    ),
+    (
+        re.compile(r"shared memory|</?torch_\w+>|No space left on device: '/dev/shm"),
+        "out of shared memory: enlarge /dev/shm (`docker run --shm-size`) or lower --num-workers",
+    ),
+    (  # of a semaphore of the loader, or of what is written
+        re.compile(r"No space left on device$", re.MULTILINE),
+        "no space left in /dev/shm or on the disk that is written to: enlarge the one or make room on the other",
+    ),
+    (
+        re.compile(r"can't start new thread|Resource temporarily unavailable"),
+        "no more processes or threads: raise the limit (`ulimit -u`, a container's pids limit) or lower --num-workers",
+    ),
+)
+PROBE_BYTES = 2**29  # more than any picture that is read takes
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine lacks and what to do, on one line, if an error says so; else None.
+
+    The error of a loader's worker has the worker's traceback as its message, in which the code is indented.
+    """
+    if not isinstance(error, OSError | RuntimeError | MemoryError | ImportError):
+        return None
+    lines = [f"{type(error).__name__}: {error}", *str(error).splitlines()]
+    text = "\n".join(line for line in lines if line and not line[0].isspace())
+    for sign, line in SHORTAGES:
+        if sign.search(text):
+            return line
+    return None
+
+
+def check_shortage(error: BaseException) -> None:
+    """Raises RunError if a file could not be read because the machine lacks something, which is not the file's fault.
+
+    Pillow raises MemoryError for a broken file as well, whatever memory there is.
+    """
+    if (lacking := shortage(error)) is None:
+        return
+    if isinstance(error, MemoryError):
+        with contextlib.suppress(MemoryError):
+            bytearray(PROBE_BYTES)
+            return
+    raise RunError(lacking) from error
+
+
 def reason(error: BaseException) -> str:
-    """Why a file could not be opened or read, on one short line."""
+    """Why a file could not be opened or read, on one short line; raises RunError (see `check_shortage`)."""
+    check_shortage(error)
     text = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
     return _line(text.strip())[:200]
 
@@ -132,10 +221,27 @@ def is_main_process() -> bool:
     return not (group := joined()) or group.get_rank() == 0
 
 
+OUTPUT = {"is_read": True}  # whether somebody reads standard output
+
+
+def leave_output() -> None:
+    """Sends what is printed from now on nowhere, as the reader of standard output has closed it."""
+    OUTPUT["is_read"] = False
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print0(*values: Any) -> None:
-    """Prints on process 0 alone."""
-    if is_main_process():
+    """Prints on process 0 alone. If nobody reads it any more (`... | head`), a run ends as SIGTERM would end it."""
+    if not is_main_process():
+        return
+    try:
         print(*values, flush=True)
+    except BrokenPipeError:
+        leave_output()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            raise
+        signal.raise_signal(signal.SIGTERM)
 
 
 def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -246,7 +352,7 @@ def make_deterministic() -> None:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time and changes no result
     torch.backends.cudnn.benchmark = False
 
 
@@ -272,62 +378,6 @@ class Processes:
         return self.rank == 0
 
 
-def start_processes(device: str, dist_url: str = "env://", *, timeout: float = 1800) -> Processes:
-    """Finds the device, and joins the processes that torchrun or SLURM started; without them there is one process.
-
-    NCCL joins CUDA processes, Gloo all others; flags and Python objects always travel by Gloo.
-
-    Args:
-        timeout: seconds that a collective waits for the slowest process.
-
-    Raises:
-        UserError: a device that is not there, or a launcher's environment that is not complete.
-    """
-    import torch
-    import torch.distributed as dist
-
-    rank, local_rank, world_size = read_environment(os.environ)
-    chosen = choose_device(device, local_rank)
-    if world_size == 1:
-        return Processes(chosen)
-    backend = "gloo"
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-        backend = "nccl"
-    patience = timedelta(seconds=timeout)
-    try:
-        store, rank, world_size = next(dist.rendezvous(dist_url, rank, world_size, timeout=patience))
-        store = dist.PrefixStore(meet(store, rank, world_size, timeout), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=patience)
-        if backend != "gloo":
-            CONTROL["group"] = dist.new_group(backend="gloo", timeout=patience)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"--dist-url {dist_url}: process {rank} of {world_size} cannot join: {error}") from error
-    return Processes(chosen, rank, world_size, store)
-
-
-def meet(store: "dist.Store", rank: int, world_size: int, timeout: float) -> str:
-    """A name that the processes of this start share, and no earlier start had.
-
-    A launcher that starts the processes again (--max-restarts) keeps its store, in which the addresses of those that
-    ended still stand. Each process leaves a name of its own; process 0 tells all names until each process has seen its
-    own among them.
-    """
-    own, end = uuid.uuid4().hex, time.monotonic() + timeout
-    store.set(f"here/{rank}", own)
-    while time.monotonic() < end:
-        if rank == 0:
-            names = [store.get(f"here/{other}").decode() for other in range(world_size)]
-            store.set("here", " ".join(names))
-            if all(store.check([f"seen/{own}/{name}"]) for name in names[1:]):
-                return own
-        elif own in (names := store.get("here").decode().split()):
-            store.set(f"seen/{names[0]}/{own}", "")
-            return names[0]
-        time.sleep(0.02)
-    raise ValueError(f"the {world_size} processes did not come together within {timeout:g} s")
-
-
 def stop_processes(*, failed: bool = False) -> None:
     """Leaves the process group, if there is one.
 
@@ -345,13 +395,13 @@ def stop_processes(*, failed: bool = False) -> None:
         group.destroy_process_group()
 
 
-def peer_failure(error: RuntimeError) -> str | None:
+def peer_failure(error: Exception) -> str | None:
     """What an error of a collective tells of the other processes; None for any other error."""
     if not joined():
         return None
     text = str(error)
-    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-    gone += ("ncclRemoteError", "NCCL communicator was aborted")
+    gone = ["Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"]
+    gone += ["ncclRemoteError", "NCCL communicator was aborted"]
     if any(sign in text for sign in gone):
         return "another process has ended; it says why"
     if "Timed out waiting" in text or "Watchdog caught collective operation timeout" in text:
@@ -359,42 +409,20 @@ def peer_failure(error: RuntimeError) -> str | None:
     return None
 
 
-def read_environment(environment: "os._Environ[str] | dict[str, str]") -> tuple[int, int, int]:
-    """Rank, local rank and number of processes from torchrun's or, in a SLURM step, SLURM's variables."""
-    if "RANK" in environment and "WORLD_SIZE" in environment:
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
-        # A batch script has the job's number of tasks as well, but is one process: only steps of srun count.
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
-        environment.setdefault("MASTER_ADDR", first_slurm_node(environment))
-        environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
-    else:
-        return 0, 0, 1
-    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
-    if missing and not (environment.get("WORLD_SIZE") == "1"):
-        raise UserError(f"the environment variables {', '.join(missing)} are missing: start with torchrun or srun")
-    rank, local_rank, world_size = (int(environment.get(name, "0")) for name in names)
-    return rank, local_rank, world_size
-
-
-def first_slurm_node(environment: "os._Environ[str] | dict[str, str]") -> str:
-    """The host on which SLURM's process 0 runs."""
-    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "127.0.0.1"))
-    if not re.search(r"[\[,]", nodes):
-        return nodes
-    listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    return listed.stdout.split()[0]
-
-
 def choose_device(name: str, local_rank: int) -> "torch.device":
-    """`auto` takes CUDA, then MPS, then the CPU; a device asked for by name must be there."""
+    """`auto` takes CUDA, then MPS, then the CPU; a device asked for by name, or `cuda:NUMBER`, must be there."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
+    kind, _, number = name.partition(":")
+    if not available[kind] or (number and int(number) >= torch.cuda.device_count()):
         raise UserError(f"--device {name}: PyTorch finds no such device here; use --device auto or --device cpu")
+    if number and local_rank:
+        raise UserError(f"--device {name}: expected cuda for several processes, each of which takes its own GPU")
+    if number:
+        return torch.device(kind, int(number))
     if name != "cuda":
         return torch.device(name)
     if local_rank >= torch.cuda.device_count():
@@ -433,8 +461,8 @@ def failing_together() -> Iterator[None]:
         yield
     except (UserError, RunError, Interrupted) as error:
         failure = error
-    for error in filter(None, gather(failure)):
-        raise error
+    for one in filter(None, gather(failure)):
+        raise one
 
 
 def write_checkpoint(paths: Sequence[Path], content: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ cfg = dict(
     backbone="pvt_demo",
     visfinetune="weights/pvt_demo.pth",
     hidden_dim=192,
+    fuse_mlp_dim=768,
     input_size=64,
     alpha=2,
     locals=[1, 1, 1, 0],
@@ -30,4 +31,5 @@ cfg = dict(
     no_aug=True,
     protocol="val",
     num_workers=1,
+    seed=0,
 )

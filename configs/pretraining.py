@@ -29,5 +29,6 @@ cfg = dict(
     repeated_aug=False,
     protocol="val",
     num_workers=1,
+    seed=0,
     cache_images=True,
 )

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inference.predictor import Picture, Prediction, Predictor
-from readers.images import as_rgb, read_image
 from utils import UserError
 
 Box = tuple[float, float, float, float]
@@ -34,7 +33,7 @@ class Explanation(NamedTuple):
     """A prediction and what it is based on.
 
     Attributes:
-        image: the sticker at its own resolution, in RGB on white.
+        image: the sticker at its own resolution, in RGB.
         box: the part of it that the network saw, in its pixels: left, top, right, bottom. All grids lie on this part.
         focus: the selected patches of each stage with re-attention.
         class_attention: stage 4's last class-token attention to its patches, the mean over heads, (H / 32, W / 32).
@@ -60,8 +59,8 @@ def explain(predictor: Predictor, image: Picture, text: str = "") -> Explanation
     """
     if not predictor.selects_patches:
         raise UserError(f"checkpoint: expected one of lora or lora_v, found {predictor.name}, which selects no patches")
-    image = as_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-    inputs = predictor.inputs([image], [text])
+    image = predictor.picture(image)
+    inputs = predictor.inputs([predictor.transform(image)], [text])
     vision, fusion = predictor.model.vision_model, predictor.model.fusion_model
     results: dict[str, Any] = {}
     with ExitStack() as hooks:

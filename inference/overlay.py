@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from inference.explain import Explanation
+from inference.lettering import label, lettering
 
 STICKER, ATTENTION = "sticker", "class token's attention"
 SHARE, ATTENTION_SHARE = "share of the heads that selected a cell", "share of the attention"
@@ -78,9 +79,15 @@ def view_picture(explanation: Explanation, name: str) -> Image.Image:
 
 def explanation_figure(explanation: Explanation) -> Figure:
     """All of an explanation: views side by side, probabilities as bars and, if there is a text, its words' weights."""
+    with lettering([*explanation.prediction.probabilities, *(word.piece for word in explanation.words)]):
+        return _explanation_figure(explanation)
+
+
+def _explanation_figure(explanation: Explanation) -> Figure:
+    """The figure, with the fonts as they are set."""
     names = view_names(focus.stage for focus in explanation.focus)
     words = explanation.words
-    figure = Figure(figsize=(2.3 * len(names), 5.4 if words else 4.2), layout="constrained")
+    figure = Figure(figsize=(max(9.2, 2.3 * len(names)), 5.4 if words else 4.2), layout="constrained")
     grid = figure.add_gridspec(2, len(names), height_ratios=(2.3, 2.6 if words else 1.4))
     images = [draw_view(figure.add_subplot(grid[0, i]), explanation, name) for i, name in enumerate(names)]
     for image, columns in ((images[1], grid[1, 1:-1]), (images[-1], grid[1, -1])):
@@ -89,7 +96,7 @@ def explanation_figure(explanation: Explanation) -> Figure:
     draw_probabilities(figure.add_subplot(grid[1, 0]), explanation)
     if words:
         draw_words(figure.add_subplot(grid[1, 1:].subgridspec(2, 1)[1]), explanation)
-    figure.suptitle(explanation.prediction.label)
+    figure.suptitle(label(explanation.prediction.label))
     return figure
 
 
@@ -97,7 +104,7 @@ def draw_probabilities(axis: Axes, explanation: Explanation) -> None:
     """The most probable classes as bars, the first on top."""
     names, values = zip(*list(explanation.prediction.probabilities.items())[:SHOWN_CLASSES], strict=True)
     axis.bar_label(axis.barh(range(len(names)), values, color=BARS), fmt="{:.1%}", padding=2, fontsize=8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.set_yticks(range(len(names)), map(label, names), fontsize=8)
     axis.set(xlim=(0, 1.4), ylim=(len(names) - 0.5, -0.5), xticks=[])
     axis.set_title("probability", loc="left", fontsize=8)
     axis.spines[["top", "right", "bottom"]].set_visible(False)
@@ -107,5 +114,5 @@ def draw_words(axis: Axes, explanation: Explanation) -> None:
     """The pieces of the text in their order, with their weights as bars."""
     pieces, weights = zip(*explanation.words, strict=True)
     axis.bar(range(len(pieces)), weights, color=BARS)
-    axis.set_xticks(range(len(pieces)), pieces, rotation=45, ha="right", fontsize=8)
+    axis.set_xticks(range(len(pieces)), map(label, pieces), rotation=45, ha="right", fontsize=8)
     axis.set(ylabel=ATTENTION_SHARE, title=f"words in the fusion; the text as a whole: {explanation.text_weight:.1%}")

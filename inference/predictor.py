@@ -21,7 +21,7 @@ from models.vision import check_image_size
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from readers.data_sets import DATA_SETS
-from readers.images import as_rgb, read_image
+from readers.images import RGB_ON_WHITE, as_rgb, read_image
 from readers.tokenizer import Tokenizer, find_tokenizer
 from utils import UserError, choose_device, naming_flags
 
@@ -40,7 +40,7 @@ class Predictor:
 
     Attributes:
         network: its record; `name` is the record's.
-        settings: those of its architecture, with `input_size`, `dataset` and `protocol` of its training.
+        settings: those of its architecture, and of its training `input_size`, `dataset`, `protocol`, `image_reading`.
         class_names: of its labels, in order.
         tokenizer: None for a network that reads no texts.
         statistics: the mean, deviation, interpolation and crop of its images.
@@ -58,7 +58,7 @@ class Predictor:
     ):
         self.network = network
         self.name = network.name
-        self.model = model.to(device).eval()
+        self.model: Any = model.to(device).eval()
         self.settings = dict(settings)
         self.class_names = tuple(class_names)
         self.tokenizer = tokenizer
@@ -70,6 +70,11 @@ class Predictor:
     def input_size(self) -> int:
         """The side of the images that it reads, in pixels."""
         return self.settings["input_size"]
+
+    @property
+    def image_reading(self) -> str:
+        """How pictures are read, one of `readers.images.READINGS`."""
+        return self.settings.get("image_reading") or RGB_ON_WHITE
 
     @property
     def selects_patches(self) -> bool:
@@ -90,9 +95,15 @@ class Predictor:
         probabilities = self.logits(*self.inputs(images, texts)).double().softmax(dim=1).cpu()
         return [self.prediction(row) for row in probabilities]
 
+    def picture(self, image: Picture) -> Image.Image:
+        """A picture or a file in RGB, read as in the network's training; raises UserError."""
+        if isinstance(image, Image.Image):
+            return as_rgb(image, reading=self.image_reading)
+        return read_image(image, reading=self.image_reading)
+
     def tensor(self, image: Picture) -> Tensor:
         """A picture or a file as the network sees it, (3, size, size); raises UserError."""
-        return self.transform(as_rgb(image) if isinstance(image, Image.Image) else read_image(image))
+        return self.transform(self.picture(image))
 
     def inputs(self, images: Sequence[Picture | Tensor], texts: Sequence[str] | None = None) -> list[Tensor]:
         """What the network is called with: images (B, 3, H, W) and, for LORA, word ids and mask (B, 30)."""
@@ -155,7 +166,8 @@ def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", b
         model,
         checkpoint.settings
         | {"input_size": input_size, "input_statistics": checkpoint.setting("input_statistics")}
-        | {"dataset": dataset, "protocol": checkpoint.args.get("protocol")},
+        | {"dataset": dataset, "protocol": checkpoint.args.get("protocol")}
+        | {"image_reading": checkpoint.image_reading},
         names_of(checkpoint, dataset, num_classes),
         tokenizer,
         choose_device(device, 0),

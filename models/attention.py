@@ -26,11 +26,13 @@ class AttentionMap(NamedTuple):
 
     def of_image(self, image: int) -> "AttentionMap":
         """The maps of one image, (heads, N, M)."""
-        return AttentionMap(*(None if tensor is None else tensor[image] for tensor in self))
+        logsumexp = None if self.logsumexp is None else self.logsumexp[image]
+        return AttentionMap(self.queries[image], self.keys[image], logsumexp)
 
     def flattened(self) -> "AttentionMap":
         """The maps of all images, (B * heads, N, M)."""
-        return AttentionMap(*(None if tensor is None else tensor.flatten(0, 1) for tensor in self))
+        logsumexp = None if self.logsumexp is None else self.logsumexp.flatten(0, 1)
+        return AttentionMap(self.queries.flatten(0, 1), self.keys.flatten(0, 1), logsumexp)
 
     def row_blocks(self, step: int) -> Iterator[tuple[slice, Tensor]]:
         """P (G, N, M) in blocks of `step` rows: (the rows, their probabilities (G, rows, M)), one after another.

@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from pytorch_pretrained_bert import BertModel
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ class ImageText(nn.Module):
     The text feature is LORA's for the first word piece, [CLS] (docs/method.md).
     """
 
-    def __init__(self, vision_model: nn.Module | None, text_model: nn.Module | None, *, width: int, num_classes: int):
+    def __init__(self, vision_model: nn.Module | None, text_model: BertModel | None, *, width: int, num_classes: int):
         super().__init__()
         if vision_model is not None:
             self.vision_model = vision_model
@@ -50,13 +51,15 @@ class ImageText(nn.Module):
             features.append(self.vision_model(images))  # (B, width)
         if hasattr(self, "text_model"):
             if text_features is None:
-                text_features = self.encode_text(word_ids, word_mask)
+                text_features = self.encode_text(word_ids, word_mask)  # type: ignore[arg-type]
             features.append(text_features[:, 0])
         return self.head(torch.cat(features, dim=1))
 
 
 class Majority(nn.Module):
     """Predicts the shares of the classes in train for any image."""
+
+    counts: Tensor
 
     def __init__(self, num_classes: int):
         super().__init__()

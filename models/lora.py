@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pytorch_pretrained_bert import BertModel
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
@@ -16,12 +17,12 @@ from models.vision import VisionModel, VisualFeatures
 class LORA_V(nn.Module):
     """The visual half: `logits = head(fusion(v_proj(visual tokens) + pos_embed))`."""
 
-    def __init__(self, vision_model: VisionModel, *, num_classes: int, hidden_dim: int, dropout: Mapping[str, float]):
+    def __init__(self, vision_model: VisionModel, *, num_classes: int, hidden_dim: int, fusion: Mapping[str, Any]):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, vision_model.num_tokens, hidden_dim))
         self.vision_model = vision_model
         self.v_proj = nn.Linear(vision_model.config.embed_dims[3], hidden_dim)
-        self.fusion_model = FusionBlock(hidden_dim, **dropout)
+        self.fusion_model = FusionBlock(hidden_dim, **fusion)
         self.head = nn.Linear(hidden_dim, num_classes)
         init_head(self.pos_embed, self.v_proj, self.head)
 
@@ -45,11 +46,11 @@ class LORA(nn.Module):
     def __init__(
         self,
         vision_model: VisionModel,
-        text_model: nn.Module,
+        text_model: BertModel,
         *,
         num_classes: int,
         hidden_dim: int,
-        dropout: Mapping[str, float],
+        fusion: Mapping[str, Any],
     ):
         super().__init__()
         self.pos_embed = nn.Parameter(torch.zeros(1, vision_model.num_tokens + MAX_TEXT_TOKENS, hidden_dim))
@@ -57,7 +58,7 @@ class LORA(nn.Module):
         self.text_model = text_model
         self.v_proj = nn.Linear(vision_model.config.embed_dims[3], hidden_dim)
         self.l_proj = nn.Linear(text_model.config.hidden_size, hidden_dim)
-        self.fusion_model = FusionBlock(hidden_dim, **dropout)
+        self.fusion_model = FusionBlock(hidden_dim, **fusion)
         self.head = nn.Linear(hidden_dim, num_classes)
         init_head(self.pos_embed, self.v_proj, self.l_proj, self.head)
 
@@ -91,7 +92,7 @@ class LORA(nn.Module):
             selected: see `VisionModel.forward`.
         """
         if text_features is None:
-            text_features = self.encode_text(word_ids, word_mask)
+            text_features = self.encode_text(word_ids, word_mask)  # type: ignore[arg-type]
         visual = self.v_proj(self.forward_features(images, selected).tokens)  # (B, n_visual, hidden_dim)
         text = self.l_proj(text_features)  # (B, 30, hidden_dim)
         x = torch.cat([visual, text], dim=1) + self.pos_embed  # (B, n_visual + 30, hidden_dim)
@@ -120,6 +121,8 @@ def build_parts(
     fuse_dropout_rate: float = 0.1,
     fuse_attention_dropout_rate: float = 0.0,
     hidden_dim: int = 768,
+    fuse_mlp_dim: int = 3072,
+    fuse_num_heads: int = 12,
     backbone: str = "pvt_small",
     tokens: str = "both",
 ) -> tuple[VisionModel, dict[str, Any]]:
@@ -128,13 +131,19 @@ def build_parts(
     Args:
         alpha, locals, tokens: see `VisionModel`; drop, drop_path: see `models.pvt.PVT`.
         fuse_dropout_rate: dropout in the fusion's MLP; fuse_attention_dropout_rate: in its attention.
-        hidden_dim: width of the fusion, a multiple of its 12 heads.
+        hidden_dim: width of the fusion, a multiple of its heads.
+        fuse_mlp_dim: width of the fusion's MLP; fuse_num_heads: heads of its attention.
         backbone: a name of `models.pvt.BACKBONES`.
     """
     config = find_config(backbone)
     vision_model = VisionModel(config, alpha=alpha, locals=locals, tokens=tokens, drop=drop, drop_path=drop_path)
-    dropout = {"dropout_rate": fuse_dropout_rate, "attention_dropout_rate": fuse_attention_dropout_rate}
-    return vision_model, {"num_classes": num_classes, "hidden_dim": hidden_dim, "dropout": dropout}
+    fusion = {
+        "mlp_dim": fuse_mlp_dim,
+        "num_heads": fuse_num_heads,
+        "dropout_rate": fuse_dropout_rate,
+        "attention_dropout_rate": fuse_attention_dropout_rate,
+    }
+    return vision_model, {"num_classes": num_classes, "hidden_dim": hidden_dim, "fusion": fusion}
 
 
 def init_head(pos_embed: nn.Parameter, *linears: nn.Linear) -> None:

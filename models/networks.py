@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 TIMM = "timm/"  # begins the name of any network of timm
 TOKENS = ("both", "global", "local", "none")  # what the fusion sees beside stage 4's class token
+PVT_NAMES = ("pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "pvt_demo")  # of the backbones in `models.pvt`
 LARGEST = 10**9  # of a number in a checkpoint
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 LARGEST_SIDE = 8192  # of an image, in pixels
@@ -66,6 +67,8 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "alpha": Setting(8, is_count, "a positive integer"),
         "locals": Setting([1, 1, 1, 0], are_locals, "four entries of 0 or 1, the fourth 0"),
         "hidden_dim": Setting(768, is_count, "a positive integer"),
+        "fuse_mlp_dim": Setting(3072, is_count, "a positive integer"),
+        "fuse_num_heads": Setting(12, is_count, "a positive integer"),
         "tokens": Setting("both", lambda value: value in TOKENS, f"one of {', '.join(TOKENS)}"),
         "texts": Setting(True, lambda value: isinstance(value, bool), "True or False"),
         "input_statistics": Setting(None, are_statistics, f"None or {', '.join(STATISTICS)} as timm has them"),
@@ -74,7 +77,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
 )
 BACKBONE_RATES = ("drop", "drop_path")
 FUSION_RATES = ("fuse_dropout_rate", "fuse_attention_dropout_rate")
-LORA_SETTINGS = ("backbone", "alpha", "locals", "hidden_dim", "tokens")
+LORA_SETTINGS = ("backbone", "alpha", "locals", "hidden_dim", "fuse_mlp_dim", "fuse_num_heads", "tokens")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,7 @@ class Block(nn.Module):
         return x, attention
 
 
-def mlp_in_rows(mlp: Mlp, x: Tensor) -> Tensor:
+def mlp_in_rows(mlp: Any, x: Tensor) -> Tensor:
     """The MLP on tokens (B, N, C); on a CPU without gradient in blocks of tokens, if there are many.
 
     Its hidden layer is the largest tensor of the network: 26 MB an image of 448 px in stage 1. In blocks it is neither
@@ -252,8 +253,8 @@ class PVT(nn.Module):
             token, cells = self.cls_token, position[:, 1:]
         else:  # the class token shares slot 0 with the first patch: the position embedding is that of plain PVT
             token, cells = self.get_parameter(f"cls_token{stage + 1}"), position
-        position = torch.cat([position[:, :1], interpolate_position_embedding(cells, grid)], dim=1)  # (1, N, C)
-        x = torch.cat([token.expand(x.shape[0], -1, -1), x], dim=1) + position  # (B, N, C)
+        positions = torch.cat([position[:, :1], interpolate_position_embedding(cells, grid)], dim=1)  # (1, N, C)
+        x = torch.cat([token.expand(x.shape[0], -1, -1), x], dim=1) + positions  # (B, N, C)
         return self.pos_drop(x), grid
 
     def forward_stage(self, x: Tensor, stage: int) -> tuple[Tensor, Tensor, list[AttentionMap]]:
@@ -265,7 +266,7 @@ class PVT(nn.Module):
         """
         x, grid = self.embed(x, stage)
         maps = []
-        for block in self.get_submodule(f"block{stage + 1}"):
+        for block in self.get_submodule(f"block{stage + 1}").children():
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x, attention = checkpoint(block, x, grid, use_reentrant=False)
             else:
@@ -310,7 +311,7 @@ def check_sides(height: int, width: int) -> None:
             )
 
 
-def backbone_of(model: nn.Module) -> nn.Module:
+def backbone_of(model: nn.Module) -> Any:
     """What sees the images in a network: a part of it, or the network itself."""
     return getattr(model, "vision_model", model)
 
@@ -320,7 +321,7 @@ STAGE_INPUT = re.compile(r"(?:vision_model\.)?(?:(?:patch_embed|pos_embed|cls_to
 TEXT_LAYER = re.compile(r"text_model\.encoder\.layer\.(\d+)\.")
 
 
-def layer_matcher(model: nn.Module) -> Callable[[str], int]:
+def layer_matcher(model: Any) -> Callable[[str], int]:
     """A function from a parameter's name to the number of its layer, as timm's `group_matcher` wants it.
 
     The backbone's blocks count through all stages from 1; what embeds a stage belongs to the block before it, so that

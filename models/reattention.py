@@ -48,13 +48,10 @@ def class_token_scores(maps: Sequence[AttentionMap], *, last_stage: bool) -> Ten
 
 def chained_row(maps: Sequence[AttentionMap], *, last_stage: bool) -> Tensor:
     """Row 0 of A for maps (G, N, M): (G, N)."""
-    row = None
-    for k in reversed(range(len(maps))):
-        transposed = not last_stage and k % 2 == 0
-        if row is None:
-            row = class_column(maps[k]) if transposed else class_row(maps[k])
-        else:
-            row = map_times(maps[k], row) if transposed else times_map(row, maps[k])
+    is_transposed = [not last_stage and k % 2 == 0 for k in range(len(maps))]
+    row = class_column(maps[-1]) if is_transposed[-1] else class_row(maps[-1])
+    for k in reversed(range(len(maps) - 1)):
+        row = map_times(maps[k], row) if is_transposed[k] else times_map(row, maps[k])
     return row
 
 

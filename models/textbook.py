@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FUSION_HEADS = 12
 Params = Mapping[str, Tensor]
 
 
@@ -37,11 +36,12 @@ def lora_v_forward(
     locals: Sequence[int],
     heads: Sequence[int] = (1, 2, 5, 8),
     reductions: Sequence[int] = (8, 4, 2, 1),
+    fuse_num_heads: int = 12,
 ) -> Output:
     """LORA-V on images (B, 3, H, W), sides multiples of 32; `params` is its state dict."""
     visual, selected = visual_sequence(params, images, alpha=alpha, locals=locals, heads=heads, reductions=reductions)
     tokens = linear(params, "v_proj", visual)  # (B, n_visual, E)
-    return Output(fusion_head(params, tokens), visual, selected)
+    return Output(fusion_head(params, tokens, num_heads=fuse_num_heads), visual, selected)
 
 
 def lora_forward(
@@ -53,12 +53,13 @@ def lora_forward(
     locals: Sequence[int],
     heads: Sequence[int] = (1, 2, 5, 8),
     reductions: Sequence[int] = (8, 4, 2, 1),
+    fuse_num_heads: int = 12,
 ) -> Output:
     """LORA on images (B, 3, H, W) and text features (B, T, C_text), which follow the visual tokens."""
     visual, selected = visual_sequence(params, images, alpha=alpha, locals=locals, heads=heads, reductions=reductions)
-    tokens = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
-    tokens = torch.cat(tokens, dim=1)  # (B, n_visual + T, E)
-    return Output(fusion_head(params, tokens), visual, selected)
+    parts = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
+    tokens = torch.cat(parts, dim=1)  # (B, n_visual + T, E)
+    return Output(fusion_head(params, tokens, num_heads=fuse_num_heads), visual, selected)
 
 
 def visual_sequence(
@@ -146,7 +147,7 @@ def embed(params: Params, feature_map: Tensor, stage: int, *, class_token: bool)
     name = f"vision_model.patch_embed{stage}"
     weight = params[f"{name}.proj.weight"]
     x = F.conv2d(feature_map, weight, params[f"{name}.proj.bias"], stride=weight.shape[-1])  # (B, C, H, W)
-    grid = tuple(x.shape[-2:])
+    grid = (x.shape[-2], x.shape[-1])
     x = layer_norm(params, f"{name}.norm", x.flatten(2).mT, eps=1e-5)  # (B, H * W, C)
     positions = params[f"vision_model.pos_embed{stage}"]
     # Only stage 4 has a vector of its own for the class token; elsewhere it shares the first patch's.
@@ -194,12 +195,12 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return (attention @ v).transpose(1, 2).flatten(2), attention
 
 
-def fusion_head(params: Params, tokens: Tensor) -> Tensor:
+def fusion_head(params: Params, tokens: Tensor, *, num_heads: int) -> Tensor:
     """Logits (B, classes) from projected tokens (B, T, E): one pre-norm block over all tokens."""
     x = tokens + params["pos_embed"]
     normed = layer_norm(params, "fusion_model.attention_norm", x, eps=1e-6)
     names = [f"fusion_model.attn.{role}" for role in ("query", "key", "value")]
-    mixed, _ = softmax_attention(*(split_heads(linear(params, name, normed), FUSION_HEADS) for name in names))
+    mixed, _ = softmax_attention(*(split_heads(linear(params, name, normed), num_heads) for name in names))
     x = x + linear(params, "fusion_model.attn.out", mixed)
     x = x + mlp(params, "fusion_model.ffn", layer_norm(params, "fusion_model.ffn_norm", x, eps=1e-6))
     return linear(params, "head", x[:, 0])

@@ -77,7 +77,10 @@ class VisionModel(PVT):
             ValueError: sides that are not multiples of 32, or too small for alpha.
         """
         check_image_size(images.shape[2], images.shape[3], self.alpha)
-        global_tokens, local_tokens, taken, all_scores = [], [], [], []
+        global_tokens: list[Tensor] = []
+        local_tokens: list[Tensor] = []
+        taken: list[Tensor] = []
+        all_scores: list[Tensor] = []
         x = images
         for stage in range(4):
             x, class_token, scores = self.score_stage(x, stage)

@@ -1,33 +1,35 @@
 """The annotations of SER30K, FI and EmotionROI: a split's images, labels and texts."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from readers.class_folders import GIVE_ROOT, check_folder, in_class_folders
 from readers.files import (
+    ListUsed,
+    RepeatedImages,
     Report,
     UnknownLabel,
     check_type,
     entry_mistake,
     field,
     label_field,
-    place,
     read_json,
     read_text,
     stop,
 )
-from utils import UserError, listed, mistake, printable, reason, typed
+from readers.placing import place
+from utils import UserError, mistake, printable, typed
 
 SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
 FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
 EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
 
-EMPTY: Mapping[str, str] = MappingProxyType({})
-GIVE_ROOT = "complete the data set, or give its folder with --data-path"
+OTHER_LISTS = Path("other_dataset")  # of the working folder, where the published code looks for lists
 
 
 class Sample(NamedTuple):
@@ -36,6 +38,11 @@ class Sample(NamedTuple):
     path: Path
     label: int
     text: str
+
+
+def no_text(path: str) -> str:
+    """The text of images that have none."""
+    return ""
 
 
 class Entry(NamedTuple):
@@ -47,62 +54,74 @@ class Entry(NamedTuple):
     text: str = ""
 
 
-def read_ser(root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
+def read_ser(
+    root: str | Path, split: str, report: Report = stop, annotations: str = "", *, texts: bool = True
+) -> list[Sample]:
     """Reads a split of SER30K: `train`, `val` or `test`.
 
     Args:
         root: the folder `SER_Dataset`, or the folder that it stands in. The lists of `Annotations/image-level` come
-            before those of `Annotations`; the two are never mixed, as their splits may overlap. `Images` may be a
-            link to another disk; nothing below it may lead out of it.
-        report: is called with each mistake in an entry; where it returns, the others are read on. Entries whose
-            images are missing (MissingImages) are then among the samples, other wrong ones are not.
+            before those of `Annotations`; the two are never mixed, as their splits may overlap. Links are followed
+            wherever they lead; a path in a list may not leave the folder by `..` or as an absolute one.
+        report: is called with each mistake in an entry and each remark on the data; if it returns, the rest is read.
+            Entries whose images are missing (MissingImages) are then among the samples, other wrong ones are not.
         annotations: the folder in `Annotations` with the lists, as tools/make_splits.py writes them; '' for SER30K's.
+        texts: whether an entry must have a text; else it is not read.
 
     Raises:
         UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
     """
     root = ser_folder(Path(root))
     source = ser_lists(root, annotations) / f"{split}.json"
-    return collect(source, root / "Images", enumerate(ser_entries(source)), ser_entry, report)
+    parse = partial(ser_entry, texts=texts)
+    return collect(source, root / "Images", enumerate(ser_entries(source)), parse, report)
+
+
+def read_ser_images(root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
+    """Reads a split of SER30K without its texts; see `read_ser`."""
+    return read_ser(root, split, report, annotations, texts=False)
 
 
 def read_fi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split of FI, `train` or `test`: from the list `<split>.json` if there is one, else from class folders.
+    """Reads a split of FI, `train` or `test`: from its list if there is one (`_json_list`), else from class folders.
 
-    In a class folder every file is an image, hidden ones excepted; upper and lower case of its name do not matter.
+    Images that the list does not name are not used. In class folders and below them every file is an image, except
+    hidden ones; upper and lower case of their names do not matter.
 
     Raises:
         UserError: as `read_ser`, with `report` as there.
     """
     root = check_folder(Path(root), "FI's folder")
-    source = root / f"{split}.json"
-    if os.path.lexists(source):
+    if source := _json_list(root, "FI", split):
+        report(ListUsed(f"FI {split}: the list {printable(source)}"))
         parse = partial(_pair, names=FI_NAMES, path_at=0, below=split)
         return collect(source, root, _listed(source), parse, report)
-    folder = check_folder(root / split, f"the class folders of {split}, or the list {source.name} beside it")
+    folder = check_folder(root / split, f"the class folders of {split}, or the list {split}.json beside it")
+    report(ListUsed(f"FI {split}: the class folders of {printable(folder)}, as there is no list"))
     return collect(folder, root, in_class_folders(folder, FI_NAMES, report), class_file_entry, report)
 
 
 def read_emotion_roi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split of EmotionROI, `train` or `test`: from the list `<split>.json` if there is one, else from the
+    """Reads a split of EmotionROI, `train` or `test`: from its list if there is one (`_json_list`), else from the
     official split `training_testing_split/{training,testing}.txt`, whose lines count from 1.
 
     Raises:
         UserError: as `read_ser`, with `report` as there.
     """
     root = check_folder(Path(root), "EmotionROI's folder")
-    source = root / f"{split}.json"
-    if os.path.lexists(source):
+    if source := _json_list(root, "EmotionROI", split):
+        report(ListUsed(f"EmotionROI {split}: the list {printable(source)}"))
         parse = partial(_pair, names=EMOTION_ROI_NAMES, path_at=1, below="")
         return collect(source, root, _listed(source), parse, report)
     source = root / "training_testing_split" / f"{split}ing.txt"
+    report(ListUsed(f"EmotionROI {split}: the list {printable(source)}"))
     return collect(source, root, _lines(source), _line_entry, report)
 
 
 def collect(
     source: Path, root: Path, rows: Iterable[tuple], parse: Callable[..., Entry], report: Report
 ) -> list[Sample]:
-    """The samples of a list, which must have a row: each row's entry, as `parse` reads it, with its image found."""
+    """The samples of a list, which must have a row: each row's entry, as `parse` reads it, and where its image is."""
     entries, count = [], 0
     for row in rows:
         count += 1
@@ -113,8 +132,29 @@ def collect(
     if not count:
         raise mistake(source, "at least one image", "an empty split", "complete the data set")
     paths = place(source, root, [(entry.where, entry.parts) for entry in entries], report)
-    pairs = zip(paths, entries, strict=True)
-    return [Sample(path, entry.label, entry.text) for path, entry in pairs if path is not None]
+    pairs = [(path, entry) for path, entry in zip(paths, entries, strict=True) if path is not None]
+    report_repeated(source, pairs, report)
+    return [Sample(path, entry.label, entry.text) for path, entry in pairs]
+
+
+def report_repeated(source: Path, pairs: Iterable[tuple[Path, Entry]], report: Report) -> None:
+    """Reports the images that a list has more than once."""
+    groups = defaultdict(list)
+    for path, entry in pairs:
+        groups[path].append(entry)
+    repeated = [(path, entries) for path, entries in groups.items() if len(entries) > 1]
+    if repeated:
+        path, entries = repeated[0]
+        others = sum(len({entry.label for entry in entries}) > 1 for _, entries in repeated)
+        said = f"{len(repeated):,} images are listed more than once, {others:,} of them with different labels"
+        where = f"{entries[0].where} and {entries[1].where}"
+        report(RepeatedImages(f"{printable(source)}: {said}; the first is {printable(path)}, {where}"))
+
+
+def _json_list(root: Path, name: str, split: str) -> Path | None:
+    """The list `<split>.json` of a data set's folder, or else of `other_dataset/<name>` in the working folder."""
+    sources = (root / f"{split}.json", OTHER_LISTS / name / f"{split}.json")
+    return next((source for source in sources if os.path.lexists(source)), None)
 
 
 def ser_folder(root: Path) -> Path:
@@ -148,11 +188,12 @@ def ser_entries(source: Path) -> list[Any]:
     return field(content, "annotations", list, source, "the file")
 
 
-def ser_entry(source: Path, number: int, entry: Any) -> Entry:
+def ser_entry(source: Path, number: int, entry: Any, *, texts: bool) -> Entry:
     """An entry of a list of SER30K, whose labels count from 1."""
     where = f"entry {number}"
     check_type(entry, dict, source, where)
-    topic, file_name, text = (field(entry, key, str, source, where) for key in ("topic", "file_name", "text"))
+    topic, file_name = (field(entry, key, str, source, where) for key in ("topic", "file_name"))
+    text = field(entry, "text", str, source, where) if texts else ""
     for key in ("topic", "file_name"):
         if not entry[key]:
             raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
@@ -191,46 +232,9 @@ def _line_entry(source: Path, number: int, line: str) -> Entry:
     return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()))
 
 
-def in_class_folders(
-    folder: Path, names: tuple[str, ...], report: Report, *, may_lack: bool = False
-) -> Iterator[tuple[str, str, int]]:
-    """Folder, name and label of the files of a split in folders named as their classes, in the order of their names.
-
-    Args:
-        may_lack: whether a class may have no folder.
-    """
-    labels = {name.casefold(): label for label, name in enumerate(names)}
-    found = {name: names_in(folder / name) for name in names_in(folder, folders=True)}
-    strange = [name for name in found if name.casefold() not in labels]
-    lacking = sorted(set(labels).difference(name.casefold() for name in found))
-    expected, remedy = f"the class folders {listed(names)}", "complete or rename the folders"
-    for name in strange:
-        report(UnknownLabel(str(mistake(folder, expected, f"{printable(name)} as well", remedy))))
-    if lacking and not may_lack:
-        report(mistake(folder, expected, f"no {listed(lacking)}", remedy))
-    for name, files in found.items():
-        if name not in strange:
-            yield from ((name, file, labels[name.casefold()]) for file in files)
-
-
-def class_file_entry(folder: Path, name: str, file: str, label: int, texts: Mapping[str, str] = EMPTY) -> Entry:
-    """The entry for a file in a class folder."""
-    text = texts.get(f"{folder.name}/{name}/{file}", "")
-    return Entry(f"class folder {name}", (folder.name, name, file), label, text)
-
-
-def names_in(folder: Path, *, folders: bool = False) -> list[str]:
-    """The names of the files, or else the folders, in a folder, sorted, without hidden ones; raises UserError."""
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry.name for entry in entries if entry.is_dir() == folders]
-    except OSError as error:
-        raise mistake(folder, "class folders that can be read", reason(error), GIVE_ROOT) from error
-    return sorted(name for name in found if not name.startswith("."))
-
-
-def check_folder(folder: Path, expected: str) -> Path:
-    """The folder, if it is there."""
-    if not os.path.isdir(folder):
-        raise mistake(folder, expected, "no such folder", GIVE_ROOT)
-    return folder
+def class_file_entry(
+    folder: Path, name: str, file: tuple[str, ...], label: int, text_of: Callable[[str], str] = no_text
+) -> Entry:
+    """The entry for a file in a class folder; `text_of` gives the text of a path."""
+    parts = (folder.name, name, *file)
+    return Entry(f"class folder {name}", parts, label, text_of("/".join(parts)))

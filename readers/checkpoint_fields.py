@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.networks import SETTINGS, Network, Setting, get_network, is_count
-from utils import UserError, shown, typed
+from models.networks import PVT_NAMES, SETTINGS, Network, Setting, get_network, is_count
+from readers.images import READINGS, RGB_ON_WHITE
+from utils import UserError, is_printable, shown, typed
 
 REQUIRED_FIELDS = {  # largest values, beyond any published encoder
     "vocab_size": 2**22,
@@ -78,7 +79,7 @@ def is_number(value: Any) -> bool:
 
 def is_line(value: Any) -> bool:
     """A short text on one line."""
-    return isinstance(value, str) and value.isprintable() and len(value) <= 200
+    return isinstance(value, str) and is_printable(value) and len(value) <= 200
 
 
 def is_best(value: Any) -> bool:
@@ -123,6 +124,7 @@ class Checkpoint:
         epoch: the last finished one; `step`: the batches of the next one that are done.
         history: the entries of the log.
         processes: the random states, losses and skipped images of each process.
+        from_published: whether the run continued one of the published script, whose rates and schedule it follows.
     """
 
     model: dict[str, Tensor]
@@ -140,6 +142,7 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
     model_ema: dict[str, Tensor] | None = None
     processes: list[dict[str, Any]] = field(default_factory=list)
+    from_published: bool | None = None
 
     @property
     def network(self) -> Network:
@@ -153,7 +156,34 @@ class Checkpoint:
 
     def setting(self, name: str) -> Any:
         """A setting of the architecture, as it was trained; the paper's if the file has none."""
-        return self.args.get(name, SETTINGS[name].default)
+        return self.known_settings.get(name, SETTINGS[name].default)
+
+    @property
+    def known_settings(self) -> dict[str, Any]:
+        """What the file tells of its architecture, by its options or otherwise.
+
+        `--model` of the published script names the backbone; older files have 12 heads, and their weights the width of
+        the fusion MLP.
+        """
+        known = {name: self.args[name] for name in SETTINGS if name in self.args}
+        if (name := str(self.args.get("model"))) in PVT_NAMES:
+            known.setdefault("backbone", name)
+        if self.args:
+            known.setdefault("fuse_num_heads", SETTINGS["fuse_num_heads"].default)
+        if width := mlp_width(self.model):
+            known.setdefault("fuse_mlp_dim", width)
+        return known
+
+    @property
+    def is_published(self) -> bool:
+        """Whether its training began in the published script: one of this project has the states of its processes."""
+        return bool(self.from_published) or not self.processes
+
+    @property
+    def image_reading(self) -> str:
+        """How images were read in its training, one of `readers.images.READINGS`."""
+        reading = self.args.get("image_reading")
+        return reading if reading in READINGS else RGB_ON_WHITE
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -173,6 +203,13 @@ class Checkpoint:
     def drop_tensors(self) -> None:
         """Lets go of the weights and the optimizer's state, which take as much memory as the network itself."""
         self.model, self.model_ema, self.optimizer, self.processes = {}, None, None, []
+
+
+def mlp_width(state: Mapping[str, Tensor]) -> int:
+    """The width of the fusion's MLP in a state dict, 0 if there is none."""
+    name = "fusion_model.ffn.fc1.weight"
+    weight = state.get(name, state.get(f"module.{name}"))
+    return weight.shape[0] if weight is not None and weight.ndim == 2 else 0
 
 
 class Check(NamedTuple):
@@ -199,6 +236,7 @@ RESUME_FIELDS = {
     "lr_scheduler": Check(is_dictionary, "a dictionary"),
     "scaler": Check(is_scaler, "a dictionary with a GradScaler's numbers"),
     "model_ema": Check(is_dictionary, "a dictionary of tensors"),
+    "from_published": Check(lambda value: value is None or isinstance(value, bool), "True, False or None"),
     "processes": Check(lambda value: is_list_of(value, is_dictionary), "a dictionary for each process"),
 }
 
@@ -229,6 +267,9 @@ def check_fields(content: dict[str, Any], flag: str, source: str, file_bytes: in
         values["bert_config"] = check_encoder_config(values["bert_config"], f"{source}, bert_config", file_bytes)
     for name in {"model", "model_ema"} & (values.keys() | {"model"}):
         values[name] = check_state(content[name], source, file_bytes)
+    asked, width = values.get("args", {}).get("fuse_mlp_dim"), mlp_width(values["model"])
+    if asked and width and asked != width:
+        raise UserError(f"{source}, args: fuse_mlp_dim is {asked}: expected {width}, as its weights have it")
     return Checkpoint(**values)
 
 

@@ -1,12 +1,13 @@
 """Decoded pictures kept in memory, for small sets: decoded once, shared by the workers that are forked afterwards."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from readers.images import read_image, read_size
+from readers.images import RGB_ON_WHITE, read_image, read_size
 from utils import UserError
 
 BYTES_A_PIXEL = 4  # Pillow keeps RGB in 32 bits
@@ -18,33 +19,33 @@ class PictureCache:
 
     Args:
         paths: the files; of one that cannot be read the error is kept, and raised when the picture is asked for.
-        least_size: see `read_image`.
+        least_size, reading: see `read_image`.
 
     Raises:
         UserError: the pictures would take more than half of the memory that is available to this process. Where the
             operating system does not say how much that is, there is no limit.
     """
 
-    def __init__(self, paths: Iterable[Path], least_size: tuple[int, int] | None = None):
+    def __init__(self, paths: Iterable[Path], least_size: tuple[int, int] | None = None, reading: str = RGB_ON_WHITE):
         paths = list(dict.fromkeys(paths))
         _check_memory(paths, least_size)
         progress = tqdm(paths, desc="--cache-images", unit="image", leave=False, disable=None)
-        self.pictures = {path: _picture_or_error(path, least_size) for path in progress}
+        self.pictures = {path: _picture_or_error(path, least_size, reading) for path in progress}
 
     def read(self, path: Path) -> Image.Image:
         """The picture of a file, not to be changed; raises UserError as `read_image` does."""
         picture = self.pictures[path]
-        if isinstance(picture, str):
-            raise UserError(picture)
+        if isinstance(picture, UserError):
+            raise copy.copy(picture)
         return picture
 
 
-def _picture_or_error(path: Path, least_size: tuple[int, int] | None) -> Image.Image | str:
+def _picture_or_error(path: Path, least_size: tuple[int, int] | None, reading: str) -> Image.Image | UserError:
     """A picture, or why it cannot be read."""
     try:
-        return read_image(path, least_size)
+        return read_image(path, least_size, reading)
     except UserError as error:
-        return str(error)
+        return copy.copy(error)  # without the frames that it came through
 
 
 def _check_memory(paths: list[Path], least_size: tuple[int, int] | None) -> None:

@@ -1,9 +1,11 @@
-"""The state of an optimizer from a checkpoint, checked against the optimizer that is to continue with it."""
+"""The state of an optimizer and a schedule from a checkpoint, checked against those that are to continue with it."""
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from timm.scheduler.plateau_lr import PlateauLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
 
 from readers.checkpoint_fields import find_problem, is_number, plain
 from utils import UserError, shown
@@ -13,17 +15,27 @@ ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of their parameter's shape
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str) -> None:
+SMALLEST_NOISE = 1e-3  # limit of the rate's noise, in its deviations: below it drawing would take forever
+RENAMED = {"t_mul": "cycle_mul", "decay_rate": "cycle_decay"}  # settings of cosine and tanh in timm until 0.4
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, saved: dict[str, Any], source: str, *, published: nn.Module | None = None
+) -> None:
     """Loads moments and step counts; learning rate, weight decay and all other settings stay the optimizer's own.
 
     Args:
         saved: the optimizer's `state_dict()` in the checkpoint.
         source: flag and file, for messages.
+        published: the network, if the file is the published script's: its groups hold the parameters that do not
+            learn as well, and rates, weight decay, betas and other numbers are then the file's.
 
     Raises:
         UserError: the state of another optimizer or of other parameters. The optimizer is left as it was.
     """
     own = optimizer.state_dict()
+    if published is not None:
+        saved = without_frozen(optimizer, published, saved, source)
     check_groups(own["param_groups"], saved.get("param_groups"), source)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     needed = set()
@@ -43,7 +55,128 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
             place = f"{source}: its optimizer's parameter {number}"
             check_value(name, value, parameters[number], place, one_number=not needed)
         state[number] = entry | ({"step": torch.tensor(float(entry["step"]))} if needed else {})
+    if published is not None:
+        for own_group, group in zip(own["param_groups"], saved["param_groups"], strict=True):
+            take_settings(own_group, plain(group), source)
     optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def without_frozen(
+    optimizer: torch.optim.Optimizer, model: nn.Module, saved: dict[str, Any], source: str
+) -> dict[str, Any]:
+    """The state as an optimizer of the learning parameters alone has it.
+
+    The published script put all parameters into its groups, biases and vectors first, then matrices, each in the
+    network's order. The frozen text encoder's and BERT's pooler never got a gradient. A state with other groups is
+    returned as it is.
+    """
+    groups = saved.get("param_groups")
+    whole = groups_of_all(model, len(optimizer.param_groups))
+    numbers = (
+        [list(group["params"]) if is_group(group) else None for group in groups] if isinstance(groups, list) else []
+    )
+    start = [sum(map(len, whole[:number])) for number in range(len(whole))]
+    expected = [list(range(first, first + len(group))) for first, group in zip(start, whole, strict=True)]
+    if not whole or numbers != expected:
+        return saved
+    entries = plain(saved.get("state"))
+    own = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    position = {id(parameter): number for number, parameter in enumerate(own)}
+    parameters = [parameter for group in whole for parameter in group]
+    state: dict[int, Any] = {}
+    for number, entry in entries.items() if isinstance(entries, dict) else ():
+        if type(number) is not int or not 0 <= number < len(parameters):
+            raise misfit(source, f"states of parameters 0 to {len(parameters) - 1}", shown(number))
+        if id(parameters[number]) in position:
+            state[position[id(parameters[number])]] = entry
+    own_groups = optimizer.state_dict()["param_groups"]
+    renumbered = [plain(group) | {"params": one["params"]} for group, one in zip(groups or [], own_groups, strict=True)]
+    return {"state": state, "param_groups": renumbered}
+
+
+def groups_of_all(model: nn.Module, count: int) -> list[list[nn.Parameter]]:
+    """All parameters in timm's groups: one, or those without weight decay and those with it; else no groups."""
+    vectors: list[nn.Parameter] = []
+    matrices: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (vectors if parameter.ndim <= 1 or name.endswith(".bias") else matrices).append(parameter)
+    return {1: [list(model.parameters())], 2: [vectors, matrices]}.get(count, [])
+
+
+def is_group(value: Any) -> bool:
+    """A dictionary with a list of parameters."""
+    return isinstance(value, dict) and isinstance(plain(value).get("params"), list)
+
+
+def take_settings(own: dict[str, Any], group: dict[str, Any], source: str) -> None:
+    """Puts the numbers of a file's group in place of the optimizer's own; switches stay as they are."""
+    for name, value in own.items():
+        if name not in group or name == "params" or name in STEP_COUNTS:
+            continue
+        given = group[name]
+        if isinstance(value, tuple):
+            fits = isinstance(given, list | tuple) and len(given) == len(value)
+            if not fits or not all(is_number(one) and 0 <= one < 1 for one in given):
+                raise misfit(source, f"{name} of {len(value)} numbers from 0 to below 1", shown(given))
+            own[name] = tuple(given)
+        elif is_number(value):
+            if not is_number(given) or given < 0:
+                raise misfit(source, f"a number from 0 as {name}", shown(given))
+            own[name] = given
+
+
+def load_schedule(scheduler: Scheduler, saved: dict[str, Any], source: str, *, epochs: int) -> None:
+    """Loads the settings of a schedule from a checkpoint of the published script.
+
+    Args:
+        saved: the scheduler's `state_dict()`, of today's timm or of the published script's.
+        epochs: how many are tried, so that no epoch fails later.
+
+    Raises:
+        UserError: a value that the schedule cannot work with. The schedule is left as it was.
+    """
+    own, saved = scheduler.state_dict(), plain(saved)
+    for old, new in RENAMED.items():
+        if old in saved and old not in own and new in own:
+            saved[new] = saved[old]
+    for name, value in own.items():
+        if name in saved and name != "metric" and not fits_setting(name, saved[name], value):
+            raise UserError(
+                f"{source}: lr_scheduler, {name}: expected a value such as {shown(value)}, found {shown(saved[name])}"
+            )
+    taken = {name: saved[name] for name in own if name in saved and name != "metric"}
+    noise = {**own, **taken}
+    is_endless = (
+        noise.get("noise_range_t") is not None and noise["noise_pct"] < abs(noise["noise_std"]) * SMALLEST_NOISE
+    )
+    scheduler.load_state_dict(own | taken)
+    if is_endless or not gives_rates(scheduler, epochs):
+        scheduler.load_state_dict(own)
+        raise UserError(f"{source}: lr_scheduler: expected a schedule of {epochs} epochs, found one that has no rates")
+
+
+def fits_setting(name: str, given: Any, own: Any) -> bool:
+    """Whether a schedule's setting is of the kind that the schedule has, and of the same length if it is a list."""
+    if name == "noise_range_t":
+        many = isinstance(given, list | tuple) and len(given) > 1 and all(map(is_number, given))
+        return given is None or is_number(given) or many
+    if isinstance(own, list):
+        return isinstance(given, list | tuple) and len(given) == len(own) and all(map(is_number, given))
+    if isinstance(own, bool | str):
+        return type(given) is type(own) and given == own
+    if isinstance(own, int) and name == "noise_seed":
+        return type(given) is int and abs(given) < 2**62
+    return own is None or is_number(given)
+
+
+def gives_rates(scheduler: Scheduler, epochs: int) -> bool:
+    """Whether the schedule has a rate from 0 for each epoch."""
+    if isinstance(scheduler, PlateauLRScheduler):
+        return True
+    try:
+        return all(is_number(rate) and rate >= 0 for epoch in range(epochs) for rate in scheduler._get_lr(epoch))
+    except (ArithmeticError, ValueError, TypeError, IndexError):
+        return False
 
 
 def check_groups(own: list[dict[str, Any]], groups: Any, source: str) -> None:

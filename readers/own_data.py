@@ -1,85 +1,107 @@
 """A user's own data: images in class folders, or a table with a line for each image."""
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from readers.annotations import (
-    GIVE_ROOT,
-    Entry,
-    Sample,
+from readers.annotations import Entry, Sample, class_file_entry, collect
+from readers.class_folders import (
+    check_distinct,
     check_folder,
-    class_file_entry,
-    collect,
+    class_folder_names,
+    content_of,
     in_class_folders,
-    names_in,
+    plain_label,
 )
 from readers.files import (
+    MergedLabels,
+    RepeatedImages,
     Report,
     UnknownLabel,
+    UnusedTexts,
     check_type,
     entry_mistake,
     ignore,
     read_json,
-    read_text,
     stop,
 )
-from utils import listed, mistake, typed
+from readers.placing import plain_name
+from readers.tables import read_table
+from utils import listed, mistake, printable, typed
 
 COLUMNS = ("path", "label", "split")  # and, if there are texts, text
 OWN_SPLITS = ("train", "val", "test")
 FOLDER_TEXTS = "texts.json"  # of class folders: path below the data set's folder to text
 
 
-def table_rows(file: Path, report: Report, required: Sequence[str] = COLUMNS) -> Iterator[tuple[int, dict[str, str]]]:
-    """The rows of a CSV file that have what they must, with the numbers of their lines, the header's being 1.
+class Line(NamedTuple):
+    """A line of a table: its number, the label as written and as read, split, path and text."""
 
-    Args:
-        required: the columns that it must have, in which no cell is empty.
+    number: int
+    written: str
+    label: str
+    split: str
+    path: str
+    text: str
+
+
+def table_lines(file: Path, report: Report) -> Iterator[Line]:
+    """The lines of a table that have what they must; a wrong one goes to `report`. Raises UserError."""
+    for number, row in read_table(file, COLUMNS, report, more=("text",)):
+        where = f"line {number}"
+        label, split = plain_label(row["label"]), row["split"].strip().casefold()
+        if not (row["path"].strip() and label and split):
+            report(entry_mistake(file, where, "a path, a label and a split", typed(list(row.values()))))
+        elif split not in OWN_SPLITS:
+            report(entry_mistake(file, where, "the split train, val or test", typed(row["split"])))
+        elif not label.isprintable() or len(row["label"].strip().splitlines()) > 1:  # after a quote without its end
+            report(entry_mistake(file, where, "a label of printable characters", typed(row["label"])))
+        else:
+            yield Line(number, row["label"], label, split, row["path"], row.get("text", ""))
+
+
+def table_classes(file: Path, lines: Iterable[Line]) -> tuple[str, ...]:
+    """The labels of a table's split train, sorted.
 
     Raises:
-        UserError: a file that is missing or no table; a wrong row goes to `report`.
+        UserError: there are none, or some differ in case alone.
     """
-    reader = csv.DictReader(io.StringIO(read_text(file), newline=""), restkey="more", restval="")
-    try:
-        columns = reader.fieldnames or []
-        lacking = sorted(set(required).difference(columns))
-        twice = sorted({name for name in columns if columns.count(name) > 1})
-        if lacking or twice:
-            found = f"none of the name {listed(lacking)}" if lacking else f"several of the name {listed(twice)}"
-            raise mistake(file, f"a table with the columns {', '.join(required)}", found, "name the columns in line 1")
-        for row in reader:
-            where = f"line {reader.line_num}"
-            if "more" in row or not all(row[name] for name in required):
-                expected = f"a {', a '.join(required[:-1])} and a {required[-1]}"
-                report(entry_mistake(file, where, expected, typed(list(row.values()))))
-            elif "split" in required and row["split"] not in OWN_SPLITS:
-                report(entry_mistake(file, where, "the split train, val or test", typed(row["split"])))
-            elif not row["label"].isprintable():  # such as two lines, after a quote that is not closed
-                report(entry_mistake(file, where, "a label of printable characters", typed(row["label"])))
-            else:
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise mistake(file, "a CSV file", f"{error} at line {reader.line_num}", "mend the file") from error
-
-
-def table_classes(file: Path, rows: Iterable[tuple[int, dict[str, str]]]) -> tuple[str, ...]:
-    """The labels of a table's split train, sorted; raises UserError where there are none."""
-    names = sorted({row["label"] for _, row in rows if row["split"] == "train"})
+    names = tuple(sorted({line.label for line in lines if line.split == "train"}))
     if not names:
         raise mistake(file, "lines of the split train", "none", "complete the table")
-    return tuple(names)
+    check_distinct(file, "labels", names, "write them alike")
+    return names
+
+
+def report_merged(file: Path, lines: Iterable[Line], report: Report) -> None:
+    """Reports the labels that are written in several ways and taken as one."""
+    ways = defaultdict(set)
+    for line in lines:
+        ways[line.label].add(line.written)
+    merged = [repr(way) for label in sorted(ways) if len(ways[label]) > 1 for way in sorted(ways[label])]
+    if merged:
+        report(MergedLabels(f"{printable(file)}: labels that differ in form alone are taken as one: {listed(merged)}"))
+
+
+def report_shared(file: Path, lines: Iterable[Line], report: Report) -> None:
+    """Reports the images that a table has in several splits."""
+    splits = defaultdict(set)
+    for line in lines:
+        splits[_plain_path(line.path)].add(line.split)
+    shared = [path for path, names in splits.items() if len(names) > 1]
+    if shared:
+        report(RepeatedImages(f"{printable(file)}: {len(shared):,} images are in several splits: {listed(shared)}"))
 
 
 def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
     """Reads a split, `train`, `val` or `test`, of images in class folders: `<root>/<split>/<class>/<image>`.
 
-    The folders of train are the classes (`class_names`). The other splits may lack some of them; every file in them is
-    an image, hidden ones excepted. Texts are in `<root>/texts.json`, where there is one: an object from an image's
-    path, as in train/happy/1.png, to its text.
+    The folders of train are the classes (`folder_class_names`). The other splits may lack some of them. Every file in
+    them and in deeper folders is an image, except hidden ones and those of systems; links are followed. Texts are in
+    `<root>/texts.json`, if there is one: an object from an image's path, as in train/happy/1.png, to its text.
 
     Raises:
         UserError: as `read_ser`, with `report` as there.
@@ -87,12 +109,19 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
     root = check_folder(Path(root), "the data set's folder")
     folder = check_folder(root / split, f"the class folders of {split}")
     names = folder_class_names(root)
-    parse = partial(class_file_entry, texts=folder_texts(root))
-    return collect(folder, root, in_class_folders(folder, names, report, may_lack=True), parse, report)
+    content = content_of(folder)
+    if not content.folders:
+        found = f"files in no class folder: {listed(content.files)}" if content.files else "an empty folder"
+        raise mistake(folder, f"the class folders of the split {split}", found, "put the images into class folders")
+    texts = FolderTexts(root / FOLDER_TEXTS)
+    parse = partial(class_file_entry, text_of=texts.of)
+    samples = collect(folder, root, in_class_folders(folder, names, report, may_lack=True), parse, report)
+    texts.report_unused(split, report)
+    return samples
 
 
 def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split of a table: a CSV file with the columns path, label, split and, where there are texts, text.
+    """Reads a split of a table with the columns path, label, split and, if there are texts, text (`read_table`).
 
     Paths are relative to the file's folder; labels are names, of which those of the split train are the classes.
 
@@ -100,49 +129,66 @@ def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample
         UserError: as `read_ser`, with `report` as there; lines count from 1, the header's own.
     """
     file = Path(file)
-    rows = list(table_rows(file, report))
-    names = table_classes(file, rows)
-    chosen = ((number, row) for number, row in rows if row["split"] == split)
-    return collect(file, file.parent, chosen, partial(_table_entry, names=names), report)
+    lines = list(table_lines(file, report))
+    names = table_classes(file, lines)
+    chosen = [line for line in lines if line.split == split]
+    if not chosen:
+        counts = Counter(line.split for line in lines)
+        found = ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+        raise mistake(file, f"lines of the split {split}", f"{found} alone", "complete the table")
+    if split == "train":  # once, as all splits are in the table
+        report_merged(file, lines, report)
+        report_shared(file, lines, report)
+    return collect(file, file.parent, enumerate(chosen), partial(_table_entry, names=names), report)
 
 
 def table_class_names(file: Path) -> tuple[str, ...]:
     """The labels of a table's split train, sorted."""
-    return table_classes(file, table_rows(file, ignore))
+    return table_classes(file, table_lines(file, ignore))
 
 
 def folder_class_names(root: Path) -> tuple[str, ...]:
-    """The names of the folders of train, sorted.
-
-    Raises:
-        UserError: no train, no folder in it, or names that cannot be printed or differ in case alone.
-    """
-    folder = check_folder(root / "train", "the class folders of train")
-    names = tuple(names_in(folder, folders=True))
-    if not names:
-        raise mistake(folder, "a folder for each class", "no folder", GIVE_ROOT)
-    for name in names:
-        if not name.isprintable():
-            raise mistake(folder, "class folders of printable names", typed(name), "rename the folder")
-    if len({name.casefold() for name in names}) < len(names):
-        raise mistake(folder, "class folders that differ in more than case", typed(names), "put them together")
-    return names
+    """The names of the folders of train that hold a file, sorted; raises UserError (`class_folder_names`)."""
+    return class_folder_names(check_folder(root / "train", "the class folders of train"))
 
 
-def folder_texts(root: Path) -> dict[str, str]:
-    """The texts of class folders by path, none where there is no file of them."""
-    source = root / FOLDER_TEXTS
-    if not os.path.lexists(source):
-        return {}
-    texts = check_type(read_json(source), dict, source, "the file")
-    return {path: check_type(text, str, source, f"entry {listed([path])}") for path, text in texts.items()}
+class FolderTexts:
+    """The texts of class folders by path, none if there is no file of them; it keeps which were asked for."""
+
+    def __init__(self, source: Path):
+        self.source = source
+        content = check_type(read_json(source), dict, source, "the file") if os.path.lexists(source) else {}
+        self.texts = {path: check_type(text, str, source, f"entry {listed([path])}") for path, text in content.items()}
+        self.keys = {_plain_path(path): path for path in self.texts}
+        self.used: set[str] = set()
+
+    def of(self, path: str) -> str:
+        """The text of a path, whose key may be in another Unicode form or have backslashes."""
+        key = path if path in self.texts else self.keys.get(_plain_path(path))
+        if key is None:
+            return ""
+        self.used.add(key)
+        return self.texts[key]
+
+    def report_unused(self, split: str, report: Report) -> None:
+        """Reports the texts that belong to no image of a split, and with those of train the ones of no split."""
+        places = {key: _plain_path(key).partition("/")[0] for key in self.texts}
+        places = {key: place if place in OWN_SPLITS else "train" for key, place in places.items()}
+        unused = [key for key, place in places.items() if place == split and key not in self.used]
+        if unused:
+            said = f"{len(unused):,} of {len(self.texts):,} texts belong to no image: {listed(unused)}"
+            report(UnusedTexts(f"{printable(self.source)}: {said}: correct the paths, as in {split}/<class>/<image>"))
 
 
-def _table_entry(source: Path, number: int, row: dict[str, str], *, names: tuple[str, ...]) -> Entry:
+def _plain_path(path: str) -> str:
+    """A path below the data set's folder in one form."""
+    return PurePosixPath(plain_name(path.replace("\\", "/"))).as_posix()
+
+
+def _table_entry(source: Path, number: int, line: Line, *, names: tuple[str, ...]) -> Entry:
     """A line of a table."""
-    where = f"line {number}"
-    if row["label"] not in names:
-        raise entry_mistake(
-            source, where, f"a label that train has: {listed(names)}", typed(row["label"]), UnknownLabel
-        )
-    return Entry(where, (row["path"],), names.index(row["label"]), row.get("text") or "")
+    where = f"line {line.number}"
+    if line.label not in names:
+        expected = f"a label that train has: {listed(names)}"
+        raise entry_mistake(source, where, expected, typed(line.label), UnknownLabel)
+    return Entry(where, (line.path,), names.index(line.label), line.text)

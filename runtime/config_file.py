@@ -5,11 +5,12 @@ import os
 import types
 from typing import Any
 
-from runtime.option_types import Parser, boolean, model_name
+from models import PVT_NAMES
+from runtime.option_types import Parser, boolean, device_name, model_name
 from utils import UserError, printable, shown
 
 MAX_CONFIG_BYTES = 2**20
-TEXT_TYPES = (None, model_name)  # the types of flags that take text
+TEXT_TYPES = (None, model_name, device_name)  # the types of flags that take text
 
 
 def read_config(path: str) -> dict[str, Any]:
@@ -44,9 +45,20 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def check_config(parser: Parser, values: dict[str, Any], path: str) -> dict[str, Any]:
-    """Passes each value of a config file through its flag's own type and choices."""
+    """Passes each value of a config file through its flag's own type and choices.
+
+    A `model` that is a backbone is the backbone, as for `option_types.ModelName`.
+    """
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    return {key: config_value(actions, key, value, printable(path)) for key, value in values.items()}
+    checked = {key: config_value(actions, key, value, printable(path)) for key, value in values.items()}
+    if (name := checked.get("model")) in PVT_NAMES:
+        del checked["model"]
+        if checked.setdefault("backbone", name) != name:
+            raise UserError(
+                f"--config {printable(path)}: model {name} and backbone {checked['backbone']} both name the backbone: "
+                "give one of them"
+            )
+    return checked
 
 
 def config_value(actions: dict[str, argparse.Action], key: str, value: Any, path: str) -> Any:

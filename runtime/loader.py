@@ -4,19 +4,24 @@ import atexit
 import copy
 import ctypes
 import multiprocessing
+import multiprocessing.queues
+import os
 import re
 import signal
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from datasets import Draw, Item, ItemsRead
-from utils import RunError, UserError
+from utils import SHORTAGES, RunError, UserError, shortage
 
-IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Windows has no SIGUSR1, and cannot block a signal.
+IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 WORKER_DEATH = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? (?P<pid>[\d, ]+)\) "
     r"(?:is killed by signal: (?P<signal>[^.]+)\.|exited unexpectedly(?: with exit code (?P<code>\d+))?)"
@@ -29,6 +34,9 @@ REMEDIES = {  # by the name of the signal; without one PyTorch has only noticed 
     "Bus error": "most often for lack of shared memory: enlarge /dev/shm or lower --num-workers",
 }
 
+SHORTAGE_CODES = {100 + number: line for number, (_, line) in enumerate(SHORTAGES)}  # exit codes of workers
+
+FILES_FOR_A_BATCH = 16  # two for each tensor, one for the connection, and some to spare
 DEATH_NOTICE_SECONDS = 5
 Batch = dict[str, Any]
 
@@ -71,7 +79,7 @@ def build_loader(
     )
 
 
-def read_batches(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
+def read_batches(loader: Iterable[Batch | UserError | RunError]) -> Iterator[Batch]:
     """The batches of a loader: dicts of tensors with the batch in front, and `skipped`, a list of `BadImage`.
 
     A batch of which no image could be read has `skipped` alone. An exception that leaves a worker arrives wrapped,
@@ -80,26 +88,39 @@ def read_batches(loader: Iterable[Batch | UserError]) -> Iterator[Batch]:
 
     Raises:
         UserError: an image of the batch could not be read.
-        RunError: a worker has died. Where that is noticed while the caller works on a batch, PyTorch raises a
-            RuntimeError there, which `worker_death` explains.
+        RunError: a worker has died, or the machine lacks something. Where a death is noticed while the caller works
+            on a batch, PyTorch raises a RuntimeError there, which `worker_death` explains.
     """
-    death = None
+    end = None
     try:
         for batch in _with_deaths(loader):
-            if isinstance(batch, UserError):
-                # A new one: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long,
+            if isinstance(batch, UserError | RunError):
+                # A copy: raising `batch` itself would tie it to this frame, and so the workers' end, seconds long,
                 # to the garbage collector.
-                raise UserError(str(batch))
+                raise copy.copy(batch)
             yield batch
-    except RuntimeError as error:
-        death = worker_death(error)
-        if death is None:
+    except RunError:
+        raise
+    except (RuntimeError, OSError, MemoryError) as error:
+        end = worker_death(error) or shortage(error)
+        if end is None:
             raise
-    if death is not None:  # raised here, as the RuntimeError would tie its frames to this one
-        raise RunError(death)
+        _end_half_started(error)
+    if end is not None:  # raised here, as the error would tie its frames to this one
+        raise RunError(end)
 
 
-def _with_deaths(loader: Iterable[Batch | UserError]) -> Iterator[Batch | UserError]:
+def _end_half_started(error: BaseException) -> None:
+    """Ends the workers of a loader that could not start all of them: PyTorch would fail to, and print why."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        loading = frame.f_locals.get("self")
+        if isinstance(loading, _BaseDataLoaderIter) and not hasattr(loading, "_workers_status"):
+            vars(loading)["_shutdown"] = True
+            for worker in getattr(loading, "_workers", []):
+                worker.kill()
+
+
+def _with_deaths(loader: Iterable[Batch | UserError | RunError]) -> Iterator[Batch | UserError | RunError]:
     """What a loader yields; where a worker's end cuts a batch off, the error is the one that `worker_death` explains.
 
     The main process fetches a batch's memory from its worker. It may find the connection cut a moment before the
@@ -112,7 +133,7 @@ def _with_deaths(loader: Iterable[Batch | UserError]) -> Iterator[Batch | UserEr
         raise
 
 
-def worker_death(error: RuntimeError) -> str | None:
+def worker_death(error: BaseException) -> str | None:
     """Says on one line which loader worker has died and of what, or None for an error of another kind.
 
     PyTorch raises this error from the loader, or from its handler of SIGCHLD anywhere in the main thread.
@@ -121,6 +142,8 @@ def worker_death(error: RuntimeError) -> str | None:
     if match is None:
         return None
     worker = f"data loader worker (process {match['pid']})"
+    if int(match["code"] or 0) in SHORTAGE_CODES:
+        return SHORTAGE_CODES[int(match["code"])]
     if match["code"]:
         return f"{worker} ended with exit code {match['code']}: --num-workers 0 shows why"
     by = f"was killed by signal {match['signal']}" if match["signal"] else "ended without saying why"
@@ -131,8 +154,24 @@ def _collate(read: ItemsRead | list[Item] | UserError) -> Batch | UserError:
     """A batch of the items read, or the error that came in their place."""
     if isinstance(read, UserError):
         return read
+    if get_worker_info() is not None:
+        _check_room_for_files()
     items, bad_images = read if isinstance(read, ItemsRead) else (read, [])
     return {**(default_collate(items) if items else {}), "skipped": bad_images}
+
+
+def _check_room_for_files() -> None:
+    """Raises OSError if a worker cannot open the files through which the main process fetches a batch.
+
+    The thread that hands them over would otherwise print an error again and again, and the main process would wait.
+    """
+    files = []
+    try:
+        for _ in range(FILES_FOR_A_BATCH):
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        for file in files:
+            os.close(file)
 
 
 class _Worker(multiprocessing.Process):
@@ -140,15 +179,42 @@ class _Worker(multiprocessing.Process):
 
     def start(self) -> None:
         """Starts the worker; it inherits the signals as blocked, so that none meets it unprepared."""
+        if not hasattr(signal, "pthread_sigmask"):
+            super().start()
+            return
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             super().start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def run(self) -> None:
+        """Reads batches; a worker that cannot even start to, as the machine lacks something, says so by its code."""
+        try:
+            super().run()
+        except Exception as error:
+            for code, line in SHORTAGE_CODES.items():
+                if shortage(error) == line:
+                    os._exit(code)
+            raise
+
     def terminate(self) -> None:
         """Ends a worker that did not end when asked to: by SIGKILL, as SIGTERM does not reach it."""
         self.kill()
+
+
+class _Results(multiprocessing.queues.Queue):
+    """A queue of a loader that sends an error in the place of a batch that it cannot send.
+
+    The thread that sends would print the error and drop the batch, for which the main process would wait for ever.
+    """
+
+    def _on_queue_feeder_error(self, error: Exception, sent: Any) -> None:
+        if isinstance(sent, tuple):  # a batch's number and the batch
+            found = f"a batch that cannot be sent ({type(error).__name__}: {error}): --num-workers 0 may show why"
+            self.put((sent[0], RunError(shortage(error) or f"data loader worker: {found}")))
+        else:
+            super()._on_queue_feeder_error(error, sent)  # type: ignore[misc]  # not in its declared interface
 
 
 class _Flag:
@@ -173,6 +239,7 @@ def _worker_settings(prefetch_factor: int) -> dict[str, Any]:
     context: Any = copy.copy(multiprocessing.get_context())
     context.Process = _Worker
     context.Event = _Flag
+    context.Queue = lambda maxsize=0: _Results(maxsize, ctx=context.get_context())
     return {
         "multiprocessing_context": context,
         "prefetch_factor": prefetch_factor,
@@ -187,7 +254,7 @@ def _end_workers() -> None:
     multiprocessing would send them SIGTERM, which they ignore, and wait for them.
     """
     workers = [process for process in multiprocessing.active_children() if process.daemon]
-    if workers:
+    if workers and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would report their deaths
     for worker in workers:
         worker.kill()

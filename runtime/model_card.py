@@ -8,6 +8,7 @@ Training writes the card of the checkpoint that it evaluates at the end; tools/e
 import argparse
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -55,10 +56,10 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
     protocol = settings.get("protocol")
     protocol = f"{printable(protocol)}: {PROTOCOLS.get(protocol, 'unknown')}" if protocol else "not recorded"
     dataset = DATA_SETS.get(settings["dataset"])
-    classes = ", ".join(printable(one) for one in predictor.class_names)
+    classes = ", ".join(as_markdown(one) for one in predictor.class_names)
     lines = [
         MARK,
-        f"# {name}: {printable(file)}\n",
+        f"# {name}: {as_markdown(file)}\n",
         f"Emotion recognition in stickers. Made from `{printable(Path(checkpoint).name)}`.\n",
         f"- Network: {name}, {details}",
         f"- Data set: `--dataset {printable(settings['dataset'])}`" + (f" ({dataset.layout})" if dataset else ""),
@@ -72,6 +73,11 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         "which may restrict the use of the weights.\n",
     ]
     return "\n".join(lines)
+
+
+def as_markdown(name: str) -> str:
+    """A name that Markdown shows as it is, without formatting or formulas."""
+    return re.sub(r"[\\`*<>$\[\]~]", r"\\\g<0>", printable(name))
 
 
 def figures(checkpoint: Path) -> list[str]:
@@ -116,7 +122,7 @@ def limits(predictor: Predictor) -> str:
 def write_card(path: Path, text: str) -> None:
     """Writes a card; raises UserError if it cannot be written, or would replace a file that is no card."""
     check_replaceable(path)
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def write_card_beside(predictor: Predictor, checkpoint: Path) -> Path:

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import create_scheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from readers.optimizer_state import SMALLEST_NOISE
 from utils import UserError, print0
 
 IMAGES_OF_LR = 512  # images a step that --lr is meant for
@@ -32,18 +33,30 @@ def build_optimizer(options: Namespace, model: nn.Module, world_size: int) -> to
         settings["fused"] = True
     if options.opt_betas:
         settings["betas"] = tuple(options.opt_betas)
+    settings |= {"lr": learning_rate, "weight_decay": options.weight_decay, "momentum": options.momentum}
+    if options.opt_betas:
+        check_betas(options, settings)
     try:
-        return create_optimizer_v2(
-            model,
-            opt=options.opt,
-            lr=learning_rate,
-            weight_decay=options.weight_decay,
-            momentum=options.momentum,
-            layer_decay=options.layer_decay,
-            **settings,
-        )
+        return create_optimizer_v2(model, opt=options.opt, layer_decay=options.layer_decay, **settings)
     except (ValueError, TypeError, AssertionError) as error:
         raise UserError(f"--opt {options.opt}: {error}") from error
+
+
+def check_betas(options: Namespace, settings: dict[str, Any]) -> None:
+    """Raises UserError for betas that the optimizer refuses, some only in their first step: takes one with a copy."""
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    settings = {name: value for name, value in settings.items() if name != "fused"}  # the copy is on the CPU
+    try:
+        optimizer = create_optimizer_v2([weight], opt=options.opt, **settings)
+        if "betas" not in optimizer.param_groups[0]:
+            raise ValueError("it has none")
+        optimizer.step()
+    except (ValueError, TypeError, IndexError, AssertionError) as error:
+        given = " ".join(f"{beta:g}" for beta in options.opt_betas)
+        raise UserError(
+            f"--opt-betas {given}: --opt {options.opt} refuses them: {' '.join(str(error).split())}; leave the flag out"
+        ) from error
 
 
 def build_scheduler(options: Namespace, optimizer: torch.optim.Optimizer) -> Scheduler:
@@ -55,26 +68,13 @@ def build_scheduler(options: Namespace, optimizer: torch.optim.Optimizer) -> Sch
             f"warning: the learning rate {base:.3g} is below its floor --min-lr {options.min_lr:.3g}, so the schedule "
             "rises; raise --lr or the batch, or lower --min-lr and --warmup-lr"
         )
-    noise = options.lr_noise
-    if noise:
-        noise = [share * options.epochs for share in noise]
-        noise = noise[0] if len(noise) == 1 else noise
-    settings = dict(
-        num_epochs=options.epochs,
-        decay_epochs=options.decay_epochs,
-        cooldown_epochs=options.cooldown_epochs,
-        patience_epochs=options.patience_epochs,
-        decay_rate=options.decay_rate,
-        min_lr=options.min_lr,
-        warmup_lr=options.warmup_lr,
-        warmup_epochs=options.warmup_epochs,
-        noise=noise,
-        noise_pct=options.lr_noise_pct,
-        noise_std=options.lr_noise_std,
-        noise_seed=options.seed,
-    )
+    if options.lr_noise and options.lr_noise_pct < options.lr_noise_std * SMALLEST_NOISE:
+        raise UserError(
+            f"--lr-noise-pct {options.lr_noise_pct:g}: expected {SMALLEST_NOISE:g} of --lr-noise-std "
+            f"{options.lr_noise_std:g} at least: timm draws noise until it is below the limit"
+        )
     try:
-        scheduler, _ = create_scheduler_v2(optimizer, sched=options.sched, **settings)
+        scheduler, _ = create_scheduler(options, optimizer)  # it reads sched, epochs, lr_noise, seed, ...
     except ValueError as error:
         raise UserError(f"--sched {options.sched}: {error}") from error
     if scheduler is None:

@@ -1,9 +1,10 @@
 """What the command line is made of: its parser and the types of its values."""
 
 import argparse
+import re
 from typing import Any, NoReturn
 
-from models import get_network
+from models import PVT_NAMES, get_network
 from utils import UserError
 
 LARGEST = 10**15
@@ -36,12 +37,28 @@ def boolean(text: str) -> bool:
     return value
 
 
+class ModelName(argparse.Action):
+    """`--model pvt_small` names the backbone, as published: the script says which network; else the network."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        setattr(namespace, "backbone" if value in PVT_NAMES else self.dest, value)
+
+
 def model_name(text: str) -> str:
-    """One of the project's networks, or timm/ and a name of timm."""
+    """One of the project's networks, timm/ and a name of timm, or a backbone."""
+    if text in PVT_NAMES:
+        return text
     try:
         return get_network(text).name
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def device_name(text: str) -> str:
+    """A kind of device, or one GPU by its number."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda, cuda:NUMBER or mps, found {text!r}")
+    return text
 
 
 def positive_int(text: str) -> int:

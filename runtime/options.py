@@ -9,11 +9,14 @@ from typing import Any
 
 from models import TOKENS
 from readers.data_sets import DATA_SETS
+from readers.images import READINGS
 from runtime.config_file import check_config, read_config
 from runtime.option_types import (
+    ModelName,
     Parser,
     boolean,
     concentration,
+    device_name,
     model_name,
     natural,
     non_negative,
@@ -21,8 +24,13 @@ from runtime.option_types import (
     positive_int,
     rate,
     share,
+    with_hyphens,
 )
 from utils import UserError
+
+WITHOUT_EFFECT = "taken, without effect, as published"
+NO_EFFECT = ("resplit", "use_mcloader", "inat_category")
+INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 
 
 def build_parser(defaults: dict[str, Any]) -> Parser:
@@ -53,8 +61,10 @@ def add_run(parser: Parser) -> None:
     group.add_argument(
         "--config", metavar="FILE", help="Python file with cfg = dict(...) of what differs from the defaults"
     )
-    group.add_argument("--output-dir", default="", metavar="DIR", help="where checkpoints, log and results go")
-    group.add_argument("--eval", action="store_true", help="evaluate the checkpoint of --resume and end")
+    group.add_argument(
+        "--output-dir", default="", metavar="DIR", help="where checkpoints, log and results go; without it, nowhere"
+    )
+    group.add_argument("--eval", action="store_true", help="evaluate --resume or --finetune and end")
     group.add_argument("--eval-split", choices=("val", "test"), default="test", help="what --eval evaluates")
     group.add_argument(
         "--without-near-duplicates",
@@ -69,7 +79,7 @@ def add_run(parser: Parser) -> None:
         default="published",
         help="published: test after each epoch, report the maximum; val: choose the epoch on val, test once",
     )
-    group.add_argument("--seed", type=natural, default=0, help="random seed; each process adds its number")
+    group.add_argument("--seed", type=natural, default=42, help="random seed; each process adds its number")
     group.add_argument(
         "--deterministic", action="store_true", help="on a GPU too, only operations that give the same bits each time"
     )
@@ -104,12 +114,17 @@ def add_run(parser: Parser) -> None:
 
 def add_computing(parser: Parser) -> None:
     group = parser.add_argument_group("computing")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    group.add_argument(
+        "--device", type=device_name, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:NUMBER or mps"
+    )
     group.add_argument(
         "--amp-dtype",
         choices=("auto", "float32", "float16", "bfloat16"),
         default="auto",
         help="precision of the forward pass; auto: float16 with loss scaling on CUDA, float32 elsewhere",
+    )
+    group.add_argument(
+        "--fp32-resume", action="store_true", help="train the first two epochs after the start in float32"
     )
     group.add_argument("--channels-last", action="store_true", help="images and convolutions with channels last")
     group.add_argument(
@@ -128,10 +143,11 @@ def add_model(parser: Parser) -> None:
     group.add_argument(
         "--model",
         type=model_name,
+        action=ModelName,
         default="lora",
         metavar="NAME",
         help="lora, lora_v, or to compare with: pvt, the backbone as a classifier; timm/NAME, any network of timm; "
-        "bert, the text alone; majority, the most frequent class",
+        "bert, the text alone; majority, the most frequent class; as published, pvt_small ... means --backbone",
     )
     group.add_argument(
         "--texts",
@@ -150,7 +166,12 @@ def add_model(parser: Parser) -> None:
         "--tokens", choices=TOKENS, default="both", help="what the fusion sees beside stage 4's class token"
     )
     group.add_argument(
-        "--hidden-dim", type=positive_int, default=768, help="width of the fusion head, a multiple of 12"
+        "--hidden-dim", type=positive_int, default=768, help="width of the fusion head, a multiple of its heads"
+    )
+    group.add_argument("--fuse-mlp-dim", type=positive_int, default=3072, help="width of the fusion MLP")
+    group.add_argument("--fuse-num-heads", type=positive_int, default=12, help="heads of the fusion attention")
+    group.add_argument(
+        "--bert-dim", type=positive_int, metavar="WIDTH", help="the text encoder's width, which it must have if given"
     )
     group.add_argument("--drop", type=rate, default=0.0, metavar="P", help="dropout in the backbone")
     group.add_argument("--drop-path", type=rate, default=0.1, metavar="P", help="stochastic depth of the last block")
@@ -208,8 +229,14 @@ def add_data(parser: Parser) -> None:
     group.add_argument(
         "--input-size", type=positive_int, default=448, metavar="PX", help="side of the square input image"
     )
-    group.add_argument("--batch-size", type=positive_int, default=16, help="images a process")
+    group.add_argument("--batch-size", type=positive_int, default=32, help="images a process")
     group.add_argument("--num-workers", type=natural, default=10, help="loader processes of each process")
+    group.add_argument(
+        "--image-reading",
+        choices=READINGS,
+        help="rgb-on-white, the default: transparency on white; published: as the published code reads, which makes "
+        "noise of transparency and CMYK; of a checkpoint of --resume, otherwise as it was trained",
+    )
     group.add_argument(
         "--on-bad-image",
         choices=("error", "skip"),
@@ -232,6 +259,9 @@ def add_data(parser: Parser) -> None:
     group.add_argument(
         "--repeated-aug", action=argparse.BooleanOptionalAction, default=True, help="each image three times an epoch"
     )
+    group.add_argument("--resplit", action="store_true", help=WITHOUT_EFFECT)
+    group.add_argument("--use-mcloader", action="store_true", help=WITHOUT_EFFECT)
+    group.add_argument("--inat-category", choices=INAT_CATEGORIES, default="name", metavar="NAME", help=WITHOUT_EFFECT)
 
 
 def add_schedule(parser: Parser) -> None:
@@ -241,7 +271,7 @@ def add_schedule(parser: Parser) -> None:
     group.add_argument("--lr", type=non_negative, default=1e-3, help="learning rate for 512 images a step")
     group.add_argument("--unscale-lr", action="store_true", help="take --lr as it is, whatever the batch")
     group.add_argument(
-        "--lr-noise", type=non_negative, nargs="+", help="epochs, as shares, between which the rate is noisy"
+        "--lr-noise", type=non_negative, nargs="+", help="from and to which share of the epochs the rate is noisy"
     )
     group.add_argument("--lr-noise-pct", type=non_negative, default=0.67, help="limit of the noise, as a share")
     group.add_argument("--lr-noise-std", type=non_negative, default=1.0, help="deviation of the noise")
@@ -251,14 +281,16 @@ def add_schedule(parser: Parser) -> None:
     group.add_argument("--cooldown-epochs", type=natural, default=10, help="epochs at the floor, if --epochs has them")
     group.add_argument("--decay-epochs", type=non_negative, default=30, help="interval of the step schedule")
     group.add_argument("--patience-epochs", type=natural, default=10, help="patience of the plateau schedule")
-    group.add_argument("--decay-rate", type=non_negative, default=0.1, help="factor of step and plateau schedules")
+    group.add_argument(
+        "--decay-rate", "--dr", type=non_negative, default=0.1, help="factor of step and plateau schedules"
+    )
 
 
 def add_optimizer(parser: Parser) -> None:
     group = parser.add_argument_group("optimizer")
     group.add_argument("--opt", default="adamw", help="timm's name of the optimizer")
     group.add_argument("--opt-eps", type=non_negative, default=1e-8, help="epsilon")
-    group.add_argument("--opt-betas", type=rate, nargs=2, metavar="B", help="betas; otherwise the optimizer's own")
+    group.add_argument("--opt-betas", type=rate, nargs="+", metavar="B", help="betas; otherwise the optimizer's own")
     group.add_argument("--momentum", type=rate, default=0.9, help="momentum of SGD")
     group.add_argument("--weight-decay", type=non_negative, default=0.05, help="weight decay, on matrices alone")
     group.add_argument(
@@ -317,6 +349,16 @@ def parse_options(argv: Sequence[str], defaults: dict[str, Any]) -> argparse.Nam
     if config:
         parser.set_defaults(**check_config(parser, read_config(config), config))
     return parser.parse_args(argv)
+
+
+def given_without_effect(argv: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """The flags that change nothing and are on the command line, or in the config file with another value."""
+    words = {with_hyphens(word).partition("=")[0] for word in argv}
+    defaults = build_parser({})
+    flags = {name: f"--{name.replace('_', '-')}" for name in NO_EFFECT}
+    return [
+        flag for name, flag in flags.items() if flag in words or getattr(options, name) != defaults.get_default(name)
+    ]
 
 
 def check_command_line(argv: Sequence[str], defaults: Mapping[str, Any] = MappingProxyType({})) -> None:

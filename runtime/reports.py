@@ -3,7 +3,8 @@
 import csv
 import io
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,12 +12,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from datasets import StickerDataset
 from engine import Predictions, compute_metrics, format_metrics
 from inference.predictor import Predictor
 from runtime.boards import Board
 from runtime.model_card import write_card_beside
 from runtime.setup import Run
-from utils import UserError, failing_together, print0, printable, shown, write_json, write_whole
+from utils import (
+    UserError,
+    escaped,
+    failing_together,
+    gather,
+    print0,
+    printable,
+    shown,
+    unescaped,
+    write_json,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +49,7 @@ class PredictionFile(NamedTuple):
 
 
 def predictions_table(found: PredictionFile) -> str:
-    """The file's content: a line of CSV for each image."""
+    """The file's content: a line of CSV for each image; names are stored as `utils.escaped` has them."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([*COLUMNS, *(f"p_{name}" for name in found.class_names)])
@@ -44,7 +57,7 @@ def predictions_table(found: PredictionFile) -> str:
     columns = (found.images, found.labels.tolist(), found.predictions.tolist(), found.probabilities.tolist())
     for image, label, prediction, row in zip(*columns, strict=True):
         table.writerow([image, names[label], names[prediction], *(f"{p:.9g}" for p in row)])
-    return text.getvalue()
+    return escaped(text.getvalue())
 
 
 def read_predictions(path: str | Path) -> PredictionFile:
@@ -55,7 +68,7 @@ def read_predictions(path: str | Path) -> PredictionFile:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = ([unescaped(field) for field in row] for row in csv.reader(file))
         names = tuple(name.removeprefix("p_") for name in header[len(COLUMNS) :])
         if tuple(header[: len(COLUMNS)]) != COLUMNS or not names or not rows:
             raise ValueError(f"the header {shown(header)} and {len(rows)} lines")
@@ -81,8 +94,11 @@ class Evaluation(NamedTuple):
     not_scored: list[dict[str, str]]
 
 
-def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path) -> None:
-    """Writes the figures of a checkpoint on a split and its predictions into a folder, and prints the figures."""
+def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path | None) -> None:
+    """Prints the figures of a checkpoint on a split, and writes them and its predictions into a folder, if any."""
+    if folder is None:
+        print0(f"{split} of {run.options.dataset}:\n{format_metrics(evaluation.metrics)}")
+        return
     path = folder / f"{checkpoint.stem}_{split}.json"
     without = without_near_duplicates(run, evaluation.predictions, split)
     with failing_together():
@@ -110,6 +126,21 @@ def without_near_duplicates(run: Run, predictions: Predictions, split: str) -> d
     return {"without_near_duplicates": {"list": run.options.without_near_duplicates, "left_out": left_out, **metrics}}
 
 
+def tell_blank_images(dataset: StickerDataset, split: str, told: dict[str, int]) -> None:
+    """Says how many of the images read so far are of one colour, if more than were told; all processes take part.
+
+    Args:
+        told: how many were told by split.
+    """
+    blank = set().union(*gather(dataset.blank.nonzero().flatten().tolist()))
+    if len(blank) > told.get(split, 0):
+        told[split] = len(blank)
+        print0(
+            f"warning: images of one colour (on white), in which nothing is seen: {len(blank):,} of {split}, such as "
+            f"{printable(dataset.samples[min(blank)].path)}; tools/check_dataset.py lists them"
+        )
+
+
 def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
     """The predictions with what the data set knows of them: images below its folder, and the names of the classes."""
     dataset = run.data[split]
@@ -126,8 +157,8 @@ def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
 def predictor_of(run: Run, model: nn.Module, split: str) -> Predictor:
     """The run's network as a predictor."""
     options, network = run.options, run.network
-    kept = {*network.settings, "input_size", "input_statistics", "dataset", "protocol"}
-    settings = {name: getattr(options, name) for name in kept}
+    of_training = {"input_size", "input_statistics", "dataset", "protocol", "image_reading"}
+    settings = {name: getattr(options, name) for name in {*network.settings, *of_training}}
     names, device = run.data[split].class_names, run.processes.device
     return Predictor(network, model, settings, names, run.start.tokenizer, device)
 
@@ -137,34 +168,45 @@ def finish_report(
 ) -> None:
     """What a training leaves on process 0 beside its figures on test: pictures and the card of a checkpoint.
 
-    A training that is done does not fail for any of them: what cannot be made is a warning.
+    A training that is done does not fail for any of them: what cannot be made is a warning, and the others are made.
     """
     predictor = predictor_of(run, model, "test")
-    try:
-        draw_figures(run, predictor, history, {"split": "test", **evaluation.metrics}, boards)
-    except Exception as error:
-        print0(f"warning: no figures: {type(error).__name__}: {printable(error)}")
-    try:
+    with warning_of("model card"):
         print0(f"model card: {write_card_beside(predictor, path)}")
+    if run.options.figures or boards:
+        draw_figures(run, predictor, history, {"split": "test", **evaluation.metrics}, boards)
+
+
+@contextmanager
+def warning_of(what: str) -> Iterator[None]:
+    """An error inside becomes a warning that something was not made."""
+    try:
+        yield
     except UserError as error:
-        print0(f"warning: no model card: {error}")
+        print0(f"warning: no {what}: {error}")
+    except Exception as error:
+        print0(f"warning: no {what}: {type(error).__name__}: {printable(error)}")
 
 
 def draw_figures(
     run: Run, predictor: Predictor, history: list[dict[str, Any]], metrics: dict[str, Any], boards: list[Board]
 ) -> None:
     """The training curves and the confusion matrix on test, as PNG; with what the network looked at, for the boards."""
-    if not (run.options.figures or boards):
-        return
-    from runtime import figures  # matplotlib takes a second to import, which a run without figures need not spend
+    with warning_of("figures"):
+        from runtime import figures  # matplotlib takes a second to import, which a run without figures need not spend
 
-    folder, epoch = Path(run.options.output_dir), history[-1]["epoch"]
-    drawn = {"curves": figures.curves(history), "confusion_matrix": figures.confusion_matrix(metrics)}
-    for board in boards:
-        for name, figure in [*drawn.items(), *overlays(run, predictor)]:
-            board.figure(name, figure, epoch)
-    for name, figure in drawn.items():
-        figures.save_figure(figure, [folder / f"{name}.png"] if run.options.figures else [])
+        folder, epoch = Path(run.options.output_dir), history[-1]["epoch"]
+        draw = {"curves": partial(figures.curves, history)}
+        draw["confusion_matrix"] = partial(figures.confusion_matrix, metrics)
+        for name, draw_one in draw.items():
+            with warning_of(name):
+                figure = draw_one()
+                for board in boards:
+                    board.figure(name, figure, epoch)
+                figures.save_figure(figure, [folder / f"{name}.png"] if run.options.figures else [])
+        for name, figure in overlays(run, predictor) if boards else ():
+            for board in boards:
+                board.figure(name, figure, epoch)
 
 
 def overlays(run: Run, predictor: Predictor) -> Iterator[tuple[str, "Figure"]]:
@@ -174,4 +216,5 @@ def overlays(run: Run, predictor: Predictor) -> Iterator[tuple[str, "Figure"]]:
 
     for sample in run.data["test"].samples[:SAMPLES_SHOWN] if predictor.network.selects_patches else ():
         with suppress(UserError):
-            yield f"looked at/{sample.path.name}", explanation_figure(explain(predictor, sample.path, sample.text))
+            figure = explanation_figure(explain(predictor, sample.path, sample.text))
+            yield f"looked at/{printable(sample.path.name)}", figure

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from models.baselines import input_statistics
 from models.pvt import backbone_of
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
+from readers.images import PUBLISHED, RGB_ON_WHITE
 from readers.near_duplicates import read_twins
 from readers.tokenizer import Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
-from runtime.weights import Start, build_model, check_classes, read_start, resolve_resume
+from runtime.weights import Start, build_model, check_classes, find_own_name, read_start, resolve_resume
 from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, printable, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
@@ -36,7 +37,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "
 
 @dataclass
 class Run:
-    """What a run is made of."""
+    """What a run is made of; `blank_images` says how many were told of by split."""
 
     options: Namespace
     network: Network
@@ -46,6 +47,7 @@ class Run:
     start: Start
     data: dict[str, StickerDataset]
     facts: dict[str, Any]
+    blank_images: dict[str, int] = field(default_factory=dict)
 
     @cached_property
     def criterion(self) -> nn.Module:
@@ -151,11 +153,13 @@ def build_run(options: Namespace, processes: Processes) -> Run:
         if options.deterministic:
             make_deterministic()
         check_options(options, network)
+    find_own_name(options, network)
     newest = resolve_resume(options, network, processes)
     with failing_together():
         set_seeds(options.seed + processes.rank)
         start = read_start(options, network, newest)
         options.input_statistics = input_statistics_of(network, start)
+        choose_image_reading(options, start)
         data = build_data(options, network, start.tokenizer)
         class_names = next(iter(data.values())).class_names
         check_classes(options, start, class_names)
@@ -205,8 +209,10 @@ def check_options(options: Namespace, network: Network) -> None:
         with naming_flags(SETTINGS):
             check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
     check_model(options, network)
-    if options.eval and not options.resume:
-        raise UserError("--eval evaluates a checkpoint: name it with --resume")
+    if options.eval and not (options.resume or options.finetune):
+        raise UserError("--eval evaluates a checkpoint: name it with --resume or --finetune")
+    if options.eval and options.finetune and options.model_ema:
+        raise UserError("--model-ema: --finetune reads no moving average: name the checkpoint with --resume")
     if options.resume not in ("", "auto") and options.finetune:
         raise UserError("--resume continues a run and --finetune starts one: give one of them")
     if options.resume == "auto" and not options.output_dir:
@@ -214,13 +220,29 @@ def check_options(options: Namespace, network: Network) -> None:
     if options.resume == "auto" and options.start_epoch:
         raise UserError("--start-epoch goes with a fresh run: --resume auto knows the epoch itself")
     if not options.eval and not options.output_dir:
-        raise UserError("--output-dir is missing: name the folder for checkpoints and log")
+        check_unsaved(options)
     if options.scale[0] > options.scale[1]:
         raise UserError(
             f"--scale {options.scale[0]:g} {options.scale[1]:g}: expected the least crop before the largest"
         )
     if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
+
+
+def check_unsaved(options: Namespace) -> None:
+    """Raises UserError for a training without --output-dir that has to write there."""
+    writing = {
+        "--protocol val": options.protocol == "val",
+        "--checkpoint-steps": options.checkpoint_steps,
+        "--keep": options.keep,
+        "--profile": options.profile,
+        "--tensorboard": options.tensorboard,
+        "--wandb": options.wandb,
+    }
+    for flag, is_on in writing.items():
+        if is_on:
+            raise UserError(f"--output-dir is missing, into which {flag} writes: name a folder")
+    print0("without --output-dir nothing is saved: no checkpoint, no log, no figures")
 
 
 def check_model(options: Namespace, network: Network) -> None:
@@ -239,6 +261,16 @@ def check_model(options: Namespace, network: Network) -> None:
         raise UserError(f"--visfinetune: --model {options.model} sees no image: leave the flag out")
     if options.layer_decay and not network.is_pyramid:
         raise UserError(f"--layer-decay is for lora, lora_v and pvt: leave it out with --model {options.model}")
+
+
+def choose_image_reading(options: Namespace, start: Start) -> None:
+    """Resolves --image-reading: as asked for, else as the checkpoint of --resume was trained, and says what differs."""
+    trained = start.checkpoint.image_reading if start.checkpoint and options.resume else RGB_ON_WHITE
+    options.image_reading = options.image_reading or trained
+    if options.resume and options.image_reading != trained:
+        print0(f"warning: --image-reading {options.image_reading}, but {options.resume} was trained with {trained}")
+    elif options.image_reading == PUBLISHED:
+        print0("images are read as the published code reads them: transparency and CMYK are noise")
 
 
 def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None) -> dict[str, StickerDataset]:
@@ -273,6 +305,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             cache_images=options.cache_images,
             jpeg_draft=options.jpeg_draft and split == "train",
             annotations=options.annotations,
+            image_reading=options.image_reading,
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
         if tokenizer is not None and not any(sample.text for sample in data[split].samples):

@@ -8,6 +8,7 @@ with the figures of the log. What a loader draws depends on seed, process, epoch
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datasets import BadImage
-from engine import LossRecord, Stepper
+from engine import LossRecord, Precision, Stepper
 from readers.checkpoint import load_state
 from readers.checkpoint_fields import Checkpoint
-from readers.optimizer_state import load_optimizer_state
+from readers.optimizer_state import load_optimizer_state, load_schedule
 from runtime.optimization import build_ema, build_optimizer, build_scheduler
 from runtime.setup import Run
 from utils import UserError, failing_together, gather, print0, shown, write_checkpoint
 
+FP32_EPOCHS = 2  # of --fp32-resume
 # Options that a resumed run may change without changing the training.
 NOT_OF_THE_TRAINING = {
     "resume", "output_dir", "config", "data_path", "bert_model", "visfinetune", "finetune", "local_rank",
@@ -40,6 +42,8 @@ class Training:
         epoch: the epoch under way, of which `batch` batches are done; `losses`, `seconds` and `skipped` are its own.
         best: accuracy and number of the best epoch so far.
         history: the entries of the log.
+        first_epoch: the epoch that the run started with.
+        follows_file: whether rates and schedule are those of a file of the published script, not the command line's.
 
     Raises:
         UserError: the checkpoint has no training to continue, or one that does not fit or is damaged.
@@ -63,6 +67,7 @@ class Training:
         self.skipped: dict[int, BadImage] = {}
         self.best: dict[str, Any] = {"acc1": 0.0, "epoch": -1}
         self.history: list[dict[str, Any]] = []
+        self.follows_file = False
         self.begin_epoch(options.start_epoch)
         if options.resume:
             assert run.start.checkpoint is not None
@@ -70,18 +75,31 @@ class Training:
             run.start.checkpoint.drop_tensors()
         elif self.epoch:
             self.scheduler.step(self.epoch - 1, 0.0)
+        self.first_epoch = self.epoch
 
     @property
     def measured(self) -> nn.Module:
         """The network that is evaluated."""
         return self.ema.module if self.ema else self.model
 
+    @property
+    def precision(self) -> Precision:
+        """That of the epoch under way: with --fp32-resume the first two after the start are in float32."""
+        is_full = self.run.options.fp32_resume and self.epoch < self.first_epoch + FP32_EPOCHS
+        return replace(self.run.precision, amp_dtype=torch.float32) if is_full else self.run.precision
+
     def stepper(self, after_step: Callable[[int], None]) -> Stepper:
         """How batches become steps of the optimizer, with `after_step` called after each."""
-        options = self.run.options
-        return Stepper(
-            self.optimizer, self.scaler, options.grad_accum_steps, options.clip_grad, self.run.mixup, after_step
-        )
+        options, scaler = self.run.options, self.scaler
+        if self.precision.amp_dtype != torch.float16:
+            scaler = torch.amp.GradScaler(self.run.processes.device.type, enabled=False)
+        return Stepper(self.optimizer, scaler, options.grad_accum_steps, options.clip_grad, self.run.mixup, after_step)
+
+    def progress(self) -> str:
+        """The mean loss of the epoch so far, on this process, and the learning rate."""
+        rate = f"lr {self.optimizer.param_groups[0]['lr']:.3g}"
+        values = self.losses.values  # those that have been fetched from the device
+        return f"loss {sum(values) / len(values):.4f}, {rate}" if values else rate
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the position to the start of an epoch."""
@@ -106,7 +124,12 @@ class Training:
         return is_best
 
     def save(self, *paths: Path) -> None:
-        """Writes a checkpoint of the training as it stands, to each of the paths in turn; all processes take part."""
+        """Writes a checkpoint of the training as it stands, to each of the paths in turn; all processes take part.
+
+        Without --output-dir nothing is written.
+        """
+        if not self.run.options.output_dir:
+            return
         run, tokenizer = self.run, self.run.start.tokenizer
         self.losses.check()
         parts = gather(
@@ -136,6 +159,7 @@ class Training:
                 class_names=list(run.data["train"].class_names),
                 bert_config=run.start.bert_config,
                 vocabulary_sha256=tokenizer.sha256 if tokenizer else None,
+                from_published=self.follows_file or None,
             )
             write_checkpoint(paths, checkpoint.as_dict())
 
@@ -161,8 +185,12 @@ class Training:
         options, source = self.run.options, f"--resume {self.run.options.resume}"
         say_changed_options(vars(options), checkpoint.args, source)
         if checkpoint.optimizer is None:
-            raise UserError(f"{source}: has weights only, no optimizer to continue with; start with --finetune")
-        load_optimizer_state(self.optimizer, checkpoint.optimizer, source)
+            print0(f"{source}: has weights only: optimizer and schedule start fresh, with epoch {self.epoch}")
+            if self.epoch:
+                self.scheduler.step(self.epoch - 1, 0.0)
+            return
+        published = self.model if checkpoint.is_published else None
+        load_optimizer_state(self.optimizer, checkpoint.optimizer, source, published=published)
         if self.scaler.is_enabled() and checkpoint.scaler:
             self.scaler.load_state_dict(checkpoint.scaler)
         if self.ema and checkpoint.model_ema:
@@ -178,8 +206,26 @@ class Training:
         if checkpoint.epoch is None:
             print0(f"{source}: does not say its epoch; the run starts at --start-epoch")
         self.begin_epoch(options.start_epoch if checkpoint.epoch is None else checkpoint.epoch + 1)
-        self._restore_schedule()
+        self.follows_file = checkpoint.is_published and bool(checkpoint.lr_scheduler)
+        if self.follows_file:
+            self._take_schedule(checkpoint, source)
+        else:
+            print0(f"{source}: learning rates and schedule follow the command line")
+            self._restore_schedule()
         self._restore_position(checkpoint, source)
+
+    def _take_schedule(self, checkpoint: Checkpoint, source: str) -> None:
+        """Goes on with the schedule of the published script's file, as that script does."""
+        own, other = self.run.options.sched, checkpoint.args.get("sched", self.run.options.sched)
+        if own != other:
+            raise UserError(f"{source}: expected a schedule --sched {own}, found {shown(other)}; give the same --sched")
+        assert checkpoint.lr_scheduler is not None
+        load_schedule(self.scheduler, checkpoint.lr_scheduler, source, epochs=self.run.options.epochs)
+        rate = self.optimizer.param_groups[0]["lr"]
+        print0(
+            f"{source}: of the published script: learning rate {rate:.3g}, weight decay, betas and schedule are the "
+            "file's, not the command line's"
+        )
 
     def _restore_schedule(self) -> None:
         """Advances a fresh schedule through the finished epochs, with the figures it was advanced with."""

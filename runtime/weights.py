@@ -18,7 +18,7 @@ from readers.checkpoint_fields import Checkpoint
 from readers.data_sets import DATA_SETS
 from readers.text_encoder import load_text_encoder
 from readers.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
-from utils import Processes, UserError, failing_together, gather, naming_flags, print0
+from utils import Processes, UserError, failing_together, gather, naming_flags, print0, printable
 
 CLASS_TOKEN_STAGE = 4  # its position embedding has one more vector, in front, for the class token
 
@@ -66,13 +66,30 @@ def resolve_resume(options: Namespace, network: Network, processes: Processes) -
     return newest[1] if newest else None
 
 
+def find_own_name(options: Namespace, network: Network) -> None:
+    """Puts the network's own file into --resume and --finetune if they name one as the published script called it.
+
+    `main_V.py` writes `checkpoint_v.pth`, where the published script wrote `checkpoint.pth`.
+    """
+    for flag in ("resume", "finetune"):
+        path = Path(getattr(options, flag))
+        if not path.name.startswith("checkpoint") or path.exists():
+            continue
+        own = path.with_name(network.checkpoint + path.name.removeprefix("checkpoint"))
+        if own.is_file():
+            print0(
+                f"--{flag} {printable(path)}: no such file; {own.name} beside it is read, as {network.name} calls it"
+            )
+            setattr(options, flag, str(own))
+
+
 def read_start(options: Namespace, network: Network, checkpoint: Checkpoint | None = None) -> Start:
     """What the run starts from: a checkpoint (--resume, --finetune), or a pretrained text encoder, or nothing.
 
     Args:
         checkpoint: that of --resume, if it has been read already.
     """
-    flag, path = ("--resume", options.resume) if options.resume else ("--finetune", options.finetune)
+    flag, path = source_of(options)
     if not path:
         return pretrained_text(options.bert_model) if network.reads_text else Start()
     checkpoint = checkpoint or read_checkpoint(path, flag)
@@ -83,6 +100,11 @@ def read_start(options: Namespace, network: Network, checkpoint: Checkpoint | No
         start.tokenizer = find_tokenizer(checkpoint.vocabulary_sha256, options.bert_model, flag)
         check_vocabulary(start.tokenizer, start.bert_config, f"{flag} {path}")
     return start
+
+
+def source_of(options: Namespace) -> tuple[str, str]:
+    """The flag that names the checkpoint of the run, and the file, '' if there is none."""
+    return ("--resume", options.resume) if options.resume else ("--finetune", options.finetune)
 
 
 def pretrained_text(bert_model: str) -> Start:
@@ -100,9 +122,13 @@ def check_network(options: Namespace, network: Network, checkpoint: Checkpoint, 
         raise UserError(
             f"{source}: expected a checkpoint of {network.name}, found one of {trained.name}: use {trained.command}"
         )
+    known = checkpoint.known_settings
     for name in network.settings:
-        asked, used = getattr(options, name), checkpoint.args.get(name, getattr(options, name))
-        if asked != used:
+        asked, used = getattr(options, name), known.get(name, getattr(options, name))
+        if asked != used and name == "fuse_mlp_dim" and name not in checkpoint.args:
+            print0(f"{source}: {flag_value(name, used)}, as its weights have it")
+            options.fuse_mlp_dim = used
+        elif asked != used:
             raise UserError(f"{source}: trained with {flag_value(name, used)}, found {flag_value(name, asked)}")
 
 
@@ -123,9 +149,9 @@ def flag_value(name: str, value: Any) -> str:
 def check_classes(options: Namespace, start: Start, class_names: Sequence[str]) -> None:
     """Raises UserError if a run continues or evaluates a model of other classes than the data set's."""
     trained = start.checkpoint.class_names if start.checkpoint else None
-    if options.resume and trained and list(trained) != list(class_names):
+    if (options.resume or options.eval) and trained and list(trained) != list(class_names):
         raise UserError(
-            f"--resume {options.resume}: expected a model of the classes {', '.join(class_names)}, found one of "
+            f"{' '.join(source_of(options))}: expected a model of the classes {', '.join(class_names)}, found one of "
             f"{', '.join(trained)}: check --dataset, or start from its weights with --finetune"
         )
 
@@ -141,6 +167,10 @@ def build_model(options: Namespace, network: Network, start: Start, num_classes:
         flags["pretrained"] = "--visfinetune" if options.visfinetune else "--pretrained"
     with naming_flags(SETTINGS, **flags):
         model = create_model(network.name, num_classes=num_classes, **settings)
+    if network.reads_text and options.bert_dim not in (None, width := model.text_model.config.hidden_size):
+        raise UserError(
+            f"--bert-dim {options.bert_dim}: expected {width}, the text encoder's width; leave the flag out"
+        )
     if start.checkpoint is None:
         load_pretrained(options, network, start, model)
     else:
@@ -148,7 +178,7 @@ def build_model(options: Namespace, network: Network, start: Start, num_classes:
     return model
 
 
-def load_pretrained(options: Namespace, network: Network, start: Start, model: nn.Module) -> None:
+def load_pretrained(options: Namespace, network: Network, start: Start, model: Any) -> None:
     """Loads the text encoder of --bert-model and the backbone of --visfinetune; the text encoder's copy is dropped."""
     if start.text_state is not None:
         source = f"--bert-model {options.bert_model}"
@@ -165,14 +195,15 @@ def load_checkpoint(options: Namespace, checkpoint: Checkpoint, model: nn.Module
     """Loads the weights of --resume or --finetune, whose copy is dropped; a training's state stays until it is used."""
     if options.visfinetune:
         print0(f"--visfinetune {options.visfinetune} is not read: the checkpoint has the backbone's weights")
-    if not options.resume:
-        print0(load_state(model, checkpoint.model, f"--finetune {options.finetune}", may_leave=is_head))
+    source = " ".join(source_of(options))
+    if not (options.resume or options.eval):
+        print0(load_state(model, checkpoint.model, source, may_leave=is_head))
         checkpoint.drop_tensors()
         return
     state = checkpoint.model_ema if options.eval and options.model_ema else checkpoint.model
     if state is None:
-        raise UserError(f"--model-ema: --resume {options.resume} has no moving average: leave the flag out")
-    print0(load_state(model, state, f"--resume {options.resume}"))
+        raise UserError(f"--model-ema: {source} has no moving average: leave the flag out")
+    print0(load_state(model, state, source))
     if options.eval:
         checkpoint.drop_tensors()
     checkpoint.model = {}
@@ -189,8 +220,8 @@ def is_new(name: str) -> bool:
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter is of the classifier."""
-    return name.startswith("head.")
+    """Whether a parameter is of the classifier, or of the one that distillation adds."""
+    return name.startswith(("head.", "head_dist."))
 
 
 def fit_position_embeddings(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

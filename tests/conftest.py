@@ -27,10 +27,12 @@ LONG_FILES = (
     "test_visualize",
     "test_predictor",
     "test_reproduce",
+    "test_names",
+    "test_image_reading",
 )
 SMALL = (
-    "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 --num_workers 0 "
-    "--unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug --no-figures"
+    "--backbone pvt_demo --hidden-dim 24 --fuse-mlp-dim 96 --input-size 64 --alpha 2 --batch-size 4 --epochs 2 "
+    "--num_workers 0 --unscale-lr --lr 1e-3 --warmup-epochs 1 --device cpu --no-repeated-aug --no-figures --seed 0"
 ).split()
 
 BERT = {

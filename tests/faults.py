@@ -125,17 +125,21 @@ def assert_same_result(folder, expected):
     assert results[0] == results[1]
 
 
+CLOCKS = {"train_seconds", "images_per_second", "data_wait_share"}  # what differs between any two runs
+
+
 def read_log(folder):
     """The entries of the log without what a clock says."""
     entries = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if key != "train_seconds"} for entry in entries]
+    return [{key: value for key, value in entry.items() if key not in CLOCKS} for entry in entries]
 
 
 def load(path):
     """A checkpoint without what differs between any two runs: folders and clocks."""
     checkpoint = torch.load(path, weights_only=True)
     for entry in checkpoint["history"]:
-        del entry["train_seconds"]
+        for key in CLOCKS & entry.keys():
+            del entry[key]
     del checkpoint["args"], checkpoint["epoch_seconds"]
     return checkpoint
 

@@ -1,6 +1,6 @@
 """Reads hostile files by the thousand: each must end in a result or in an error of one line, soon and in little memory.
 
-    python -m tests.fuzz images --count 20000 --seed 0       # or annotations, own-data, config, checkpoints
+    python -m tests.fuzz images --count 20000 --seed 0       # or annotations, own-data, tables, config, ...
     python -m tests.fuzz images --count 1 --first 123         # case 123 of seed 0 alone
 
 Case `number` of a reader and a seed is always the same. The cases run in a process of their own, so that one which

@@ -1,4 +1,4 @@
-"""Hostile inputs for the five readers, shared by the suite and by `tests/fuzz.py`.
+"""Hostile inputs for the readers, shared by the suite and by `tests/fuzz.py`.
 
 A case is a folder of files that depends on the reader, a seed and a number alone. It must end in a result or in a
 UserError of one short line.
@@ -27,11 +27,12 @@ class Reader(NamedTuple):
 
 def readers() -> dict[str, Reader]:
     """The readers by the names of the command line."""
-    from tests import fuzzing_checkpoints, fuzzing_images, fuzzing_own_data, fuzzing_texts
+    from tests import fuzzing_checkpoints, fuzzing_images, fuzzing_own_data, fuzzing_tables, fuzzing_texts
 
     return {
         "annotations": Reader(fuzzing_texts.make_annotations, fuzzing_texts.read_annotations),
         "own-data": Reader(fuzzing_own_data.make_own_data, fuzzing_own_data.read_own_data),
+        "tables": Reader(fuzzing_tables.make_table, fuzzing_tables.read_any_table),
         "images": Reader(fuzzing_images.make_image, fuzzing_images.read_any_image),
         "config": Reader(fuzzing_texts.make_config, fuzzing_texts.read_any_config),
         "checkpoints": Reader(fuzzing_checkpoints.make_checkpoint, fuzzing_checkpoints.read_any_checkpoint),

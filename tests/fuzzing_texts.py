@@ -127,9 +127,10 @@ def read_annotations(folder: Path) -> None:
 
 
 def check_sample(sample: Sample, folder: Path, classes: int) -> None:
-    """What every sample must be: an existing file inside the folder, a label of the set, a text."""
+    """What every sample must be: an existing file, by its path inside the folder, a label of the set, a text."""
     assert sample.path.is_file()
-    assert Path(os.path.realpath(sample.path)).is_relative_to(os.path.realpath(folder))
+    assert sample.path.is_relative_to(folder)
+    assert ".." not in sample.path.parts
     assert type(sample.label) is int
     assert 0 <= sample.label < classes
     assert type(sample.text) is str

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import ImageFolder
 
 from readers.annotations import FI_NAMES, SER_NAMES, Sample, read_emotion_roi, read_fi, read_ser
 from readers.data_sets import DATA_SETS
-from readers.files import MissingImages, UnknownLabel
+from readers.files import UnknownLabel
 from readers.own_data import read_folder
+from readers.placing import MissingImages
 from utils import UserError
 
 
@@ -83,7 +85,9 @@ def test_a_label_out_of_range_names_file_entry_and_field(ser, anno):
         read_ser(ser, "train")
 
 
-@pytest.mark.parametrize(("key", "value"), [("anno", True), ("anno", 2.0), ("anno", "2"), ("anno", None)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("anno", True), ("anno", 2.5), ("anno", float("inf")), ("anno", "2"), ("anno", None)]
+)
 def test_a_label_of_another_type_is_an_error(ser, key, value):
     set_entries(ser, entry() | {key: value})
     with pytest.raises(UserError, match=f"entry 0, field '{key}': expected an integer, found {type(value).__name__}"):
@@ -176,18 +180,115 @@ def test_an_absolute_path_is_refused_even_into_the_root(ser):
         read_ser(ser, "train")
 
 
-def test_links_out_of_the_root_are_refused_and_links_inside_are_not(ser, tmp_path):
+def test_links_are_followed_wherever_they_lead(ser, tmp_path):
     add_image(tmp_path / "elsewhere" / "0.png")
     (ser / "Images/cats/link.png").symlink_to(tmp_path / "elsewhere/0.png")
     (ser / "Images/out").symlink_to(tmp_path / "elsewhere")
     (ser / "Images/cats/in.png").symlink_to(ser / "Images/dogs/0.png")
-    for change in ({"file_name": "link.png"}, {"topic": "out"}):
-        set_entries(ser, entry(), entry() | change)
-        with pytest.raises(UserError, match="entry 1 to name a file in the data set's folder, found a link"):
-            read_ser(ser, "train")
-    set_entries(ser, entry(file_name="in.png"))
+    set_entries(ser, entry(file_name="link.png"), entry(topic="out"), entry(file_name="in.png"))
     (tmp_path / "linked").symlink_to(ser)
-    assert read_ser(tmp_path / "linked", "train")[0].path == tmp_path / "linked/Images/cats/in.png"
+    paths = [sample.path for sample in read_ser(tmp_path / "linked", "train")]
+    assert paths == [tmp_path / "linked/Images" / name for name in ("cats/link.png", "out/0.png", "cats/in.png")]
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("sub\\a.png", "sub/a.png"),
+        ("u\u0308ber.png", "\u00fcber.png"),
+        ("\u00fcb\\\u00fc.png", "u\u0308b/u\u0308.png"),
+        (" a.png ", "a.png"),
+    ],
+)
+def test_a_path_is_found_in_another_form(ser, written, there):
+    add_image(ser / "Images/cats" / there)
+    set_entries(ser, entry(file_name=written))
+    assert [sample.path for sample in read_ser(ser, "train")] == [ser / "Images/cats" / there]
+
+
+def test_a_file_with_a_backslash_in_its_name_comes_first(ser):
+    add_image(ser / "Images/cats/sub/a.png")
+    add_image(ser / "Images/cats/sub\\a.png")
+    set_entries(ser, entry(file_name="sub\\a.png"))
+    assert [sample.path.name for sample in read_ser(ser, "train")] == ["sub\\a.png"]
+
+
+@pytest.mark.parametrize("name", ["..\\..\\x.png", "C:\\x.png", "\\x.png", "a\\..\\..\\..\\..\\x.png"])
+def test_a_path_with_backslashes_may_not_leave_the_folder(ser, name):
+    set_entries(ser, entry(file_name=name))
+    with pytest.raises(UserError, match="entry 0 to name a file in the data set's folder, found a path out of it"):
+        read_ser(ser, "train")
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("0.PNG", "there is 0.png, in another case"),
+        ("0.jpg", "there is 0.png, with another suffix"),
+        ("far/0.png", "there is no folder .*far"),
+        ("../Cats/0.png", ""),
+        ("pack", "a folder"),
+        ("broken.png", "a link to a file that is not there"),
+    ],
+)
+def test_it_is_said_why_an_image_is_not_found(ser, written, why):
+    (ser / "Images/cats/pack").mkdir()
+    (ser / "Images/cats/broken.png").symlink_to("gone.png")
+    set_entries(ser, entry(file_name=written))
+    with pytest.raises(UserError, match=rf"{why}\): complete" if why else "a path out of it"):
+        read_ser(ser, "train")
+
+
+def test_a_topic_in_another_case_is_named(ser):
+    set_entries(ser, entry(topic="Cats"))
+    with pytest.raises(MissingImages, match=r"Cats/0\.png \(there is cats, in another case\)"):
+        read_ser(ser, "train")
+
+
+def test_texts_are_optional_without_a_text_model_alone(ser):
+    lacking = {key: value for key, value in entry().items() if key != "text"}
+    set_entries(ser, lacking, entry(text=None))
+    assert [sample.text for sample in DATA_SETS["SER_V"].read(ser, "train")] == ["", ""]
+    with pytest.raises(UserError, match="entry 0: expected a field 'text'"):
+        DATA_SETS["SER"].read(ser, "train")
+
+
+def test_whole_numbers_are_labels(ser, fi, roi):
+    set_entries(ser, entry(anno=7.0))
+    write_json(fi / "train.json", [["Awe/awe.jpg", 2.0]])
+    write_json(roi / "train.json", [[3.0, "images/joy/1.jpg"]])
+    samples = [*read_ser(ser, "train"), *read_fi(fi, "train"), *read_emotion_roi(roi, "train")]
+    assert [sample.label for sample in samples] == [6, 2, 3]
+    assert {type(sample.label) for sample in samples} == {int}
+
+
+def test_images_listed_twice_are_said(ser, capsys):
+    set_entries(ser, entry(), entry(file_name="1.png"), entry(anno=3), entry())
+    assert len(read_ser(ser, "train")) == 4
+    said = capsys.readouterr().out
+    assert "train.json: 1 images are listed more than once, 1 of them with different labels" in said
+    assert said.endswith("cats/0.png, entry 0 and entry 2\n")
+
+
+def test_lists_are_looked_for_as_the_published_code_does(fi, roi, tmp_path, monkeypatch, capsys):
+    """In other_dataset/NAME of the working folder, after the data set's own folder."""
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "other_dataset/FI/train.json", [["Awe/awe.jpg", 2]])
+    write_json(tmp_path / "other_dataset/EmotionROI/train.json", [[3, "images/joy/1.jpg"]])
+    assert read_fi(fi, "train") == [Sample(fi / "train/Awe/awe.jpg", 2, "")]
+    assert read_emotion_roi(roi, "train") == [Sample(roi / "images/joy/1.jpg", 3, "")]
+    assert capsys.readouterr().out.splitlines() == [
+        "FI train: the list other_dataset/FI/train.json",
+        "EmotionROI train: the list other_dataset/EmotionROI/train.json",
+    ]
+    write_json(fi / "train.json", [["Fear/fear.jpg", 6]])
+    assert [sample.label for sample in read_fi(fi, "train")] == [6]
+    assert capsys.readouterr().out == f"FI train: the list {fi}/train.json\n"
+
+
+def test_without_a_list_it_is_said_that_class_folders_are_read(fi, capsys):
+    assert len(read_fi(fi, "train")) == 8
+    assert f"FI train: the class folders of {fi}/train, as there is no list\n" in capsys.readouterr().out
 
 
 def test_missing_images_are_counted_and_the_first_is_named(ser):
@@ -206,7 +307,7 @@ def test_mistakes_can_be_collected_and_the_rest_is_read(ser):
     names = [(sample.path.relative_to(ser / "Images").as_posix(), sample.label) for sample in samples]
     assert names == [("cats/0.png", 0), ("cats/gone.png", 1), ("dogs/0.png", 0)]
     assert [type(mistake) for mistake in mistakes] == [UnknownLabel, UserError, UserError, MissingImages]
-    assert mistakes[-1].images == [("entry 2", ser / "Images/cats/gone.png")]
+    assert mistakes[-1].images == [("entry 2", ser / "Images/cats/gone.png", "")]
     assert str(mistakes[-1]).startswith(f"{ser}/Annotations/train.json: expected an image file for each of 4 entries")
 
 
@@ -276,9 +377,85 @@ def test_folder_refuses_a_class_that_train_has_not(class_folders):
         read_folder(class_folders, "val")
 
 
+LEFT = ("__MACOSX", "@eaDir", ".ipynb_checkpoints", "$RECYCLE.BIN", "System Volume Information", "bird")
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_folders_of_systems_and_empty_ones_are_no_classes(class_folders, name, capsys):
+    for split in ("train", "val"):
+        (class_folders / split / name).mkdir()
+        if name != "bird":
+            add_image(class_folders / split / name / "cat" / "1.png")
+    assert DATA_SETS["folder"].class_names(class_folders) == ("Dog", "cat")
+    assert len(read_folder(class_folders, "train")) == 3
+    said = capsys.readouterr().out
+    assert said.startswith(f"warning: {class_folders}/train: left out what is empty, hidden, or of a system")
+    assert name in said
+    assert len(read_folder(class_folders, "val")) == 1
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "._1.png", "desktop.ini", "1.png@SynoEAStream", ".DS_Store"])
+def test_files_of_systems_are_no_images(class_folders, name, capsys):
+    (class_folders / "train/cat" / name).write_bytes(b"x")
+    assert len(read_folder(class_folders, "train")) == 3
+    assert f"cat/{name}" in capsys.readouterr().out
+
+
+def test_files_beside_the_class_folders_are_said(class_folders, capsys):
+    add_image(class_folders / "train" / "lost.png")
+    assert len(read_folder(class_folders, "train")) == 3
+    assert "left out 1 files that are in no class folder: lost.png" in capsys.readouterr().out
+
+
+def test_images_in_deeper_folders_are_read(class_folders, tmp_path):
+    add_image(tmp_path / "elsewhere/b/3.png")
+    add_image(class_folders / "train/cat/pack/more/2.png")
+    (class_folders / "train/cat/linked").symlink_to(tmp_path / "elsewhere")
+    (class_folders / "train/cow").symlink_to(tmp_path / "elsewhere")
+    cats = [sample.path for sample in read_folder(class_folders, "train") if sample.label == 1]
+    names = [path.relative_to(class_folders / "train/cat").as_posix() for path in cats]
+    assert names == ["1.png", "linked/b/3.png", "pack/more/2.png"]
+    assert DATA_SETS["folder"].class_names(class_folders) == ("Dog", "cat", "cow")
+    theirs = ImageFolder(class_folders / "train")
+    assert theirs.classes == ["Dog", "cat", "cow"]
+    assert {(path, label) for path, label in theirs.samples} == {
+        (str(sample.path), sample.label) for sample in read_folder(class_folders, "train")
+    }
+
+
+@pytest.mark.parametrize("target", [".", "..", "../../..", "/"])
+def test_a_cycle_of_links_is_one_line(class_folders, target):
+    (class_folders / "train/cat/round").symlink_to(target)
+    with pytest.raises(UserError, match=r"cat/round: expected links that lead to no folder above them, found a link"):
+        read_folder(class_folders, "train")
+
+
+def test_a_cycle_of_two_links_is_one_line(class_folders, tmp_path):
+    for one, other in (("a", "b"), ("b", "a")):
+        (tmp_path / one).mkdir()
+        (tmp_path / one / "on").symlink_to(tmp_path / other)
+    (class_folders / "train/cat/a").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match=r"a/on/on: expected links that lead to no folder above them"):
+        read_folder(class_folders, "train")
+
+
+def test_a_split_without_class_folders_is_named(class_folders):
+    add_image(class_folders / "test" / "0.png")
+    with pytest.raises(UserError, match=r"the class folders of the split test, found files in no class folder: 0\.png"):
+        read_folder(class_folders, "test")
+
+
+def test_class_folders_of_another_form_are_those_of_train(class_folders):
+    (class_folders / "val/Dog").rename(class_folders / "val/dog ")
+    assert [sample.label for sample in read_folder(class_folders, "val")] == [0]
+    add_image(class_folders / "train/cat /1.png")
+    with pytest.raises(UserError, match="differ in more than case or white space, found 'cat' and 'cat '"):
+        read_folder(class_folders, "val")
+
+
 def test_folder_without_a_class_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
-    with pytest.raises(UserError, match="a folder for each class, found no folder"):
+    with pytest.raises(UserError, match="a folder for each class, with images, found no folder"):
         DATA_SETS["folder"].class_names(tmp_path)
 
 

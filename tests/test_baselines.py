@@ -104,7 +104,7 @@ def test_bert_alone_is_trained(sticker_set, small_bert, tmp_path):
     assert json.loads((tmp_path / "checkpoint_bert_best_test.json").read_text())["samples"] == 7
     refused = run_here("main_V.py", *SMALL, *arguments, "--output_dir", tmp_path)
     assert refused.code == 2
-    assert "--model bert reads texts, which --dataset SER_V has not" in refused.output
+    assert "--model bert reads texts, which --dataset SER_V does not have" in refused.output
 
 
 def test_the_majority_needs_no_training(sticker_set, tmp_path):

@@ -50,7 +50,7 @@ def test_the_stickers_drawn_are_always_the_same_jpegs(tmp_path):
 
 def test_a_folder_that_is_no_data_set_is_named(tmp_path, capsys):
     assert main([*SMALL, "--data-path", str(tmp_path)]) == 2
-    assert f"error: {tmp_path}: expected one of the folders" in capsys.readouterr().err
+    assert f"error: {tmp_path}: expected the layout of SER30K, FI or EmotionROI" in capsys.readouterr().err
 
 
 @pytest.fixture

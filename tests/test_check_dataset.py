@@ -86,6 +86,87 @@ def test_a_sound_set_is_told_by_its_layout(tmp_path, capsys, name):
     assert text.endswith("nothing is wrong\n")
 
 
+def make_folder(root: Path, splits: tuple[str, ...] = ("train", "val", "test"), names=("happy", "sad")) -> Path:
+    """Class folders with an image each."""
+    for split in splits:
+        for name in names:
+            add_image(root / split / name / "0.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("splits", "names", "dataset"),
+    [
+        (("train", "val", "test"), ("happy", "sad"), "folder"),
+        (("train", "test"), ("happy", "sad"), "folder"),
+        (("train", "test"), ("anger", "fear", "sadness", "joy"), "folder"),
+        (("train", "val", "test"), FI_NAMES, "folder"),
+        (("train", "test"), FI_NAMES, "FI"),
+    ],
+)
+def test_class_folders_are_told_from_fi(tmp_path, splits, names, dataset):
+    _, report = run(make_folder(tmp_path / "set", splits, names))
+    assert (report["dataset"], report["guessed"]) == (dataset, True)
+    assert kinds_found(report) == (set() if "val" in splits or dataset == "FI" else {"unreadable_lists"})
+
+
+@pytest.mark.parametrize("name", ["table.CSV", "table.tsv", "table"])
+def test_a_file_is_a_table(tmp_path, name):
+    root = make_folder(tmp_path / "set")
+    images = sorted(path.relative_to(root) for path in root.rglob("*.png"))
+    lines = ["path,label,split", *(f"{image},{image.parts[1]},{image.parts[0]}" for image in images)]
+    (root / name).write_text("\n".join(lines))
+    code, report = run(root / name)
+    assert (code, report["dataset"]) == (0, "csv")
+
+
+def test_what_is_left_out_is_a_note_and_unused_texts_are_wrong(tmp_path, capsys):
+    root = make_folder(tmp_path / "set")
+    (root / "train" / "angry").mkdir()
+    (root / "test" / "@eaDir").mkdir()
+    code, report = run(root)
+    assert (code, report["class_counts"]["train"]) == (0, {"happy": 1, "sad": 1})
+    assert [finding["text"].rpartition(": ")[2] for finding in report["findings"]["left_out"]] == [
+        "angry (empty)",
+        "@eaDir",
+    ]
+    write_list(root / "texts.json", {"train/happy/0.png": "yes", "train/happy/1.png": "no"})
+    code, report = run(root)
+    assert code == 1
+    assert [finding["text"].rpartition(": ")[0] for finding in report["findings"]["unused_texts"]] == [
+        f"{root}/texts.json: 1 of 2 texts belong to no image: train/happy/1.png"
+    ]
+    assert "texts that belong to no image: 1\n" in capsys.readouterr().out
+
+
+def test_labels_that_differ_in_case_alone_are_reported(tmp_path, capsys):
+    root = make_folder(tmp_path / "set", ("train",))
+    (root / "table.csv").write_text("path,label,split\ntrain/happy/0.png,happy,train\ntrain/sad/0.png,Happy,train\n")
+    code, report = run(root / "table.csv")
+    assert code == 1
+    assert "found 'Happy' and 'happy': write them alike" in report["findings"]["unreadable_lists"][0]["text"]
+
+
+def test_linked_data_are_sound(tmp_path):
+    pool = make_folder(tmp_path / "pool")
+    root = tmp_path / "set"
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+        (root / split / "happy").symlink_to(pool / split / "happy")
+        (root / split / "sad").mkdir()
+        (root / split / "sad" / "0.png").symlink_to(pool / split / "sad" / "0.png")
+    code, report = run(root)
+    assert (code, report["dataset"], kinds_found(report)) == (0, "folder", set())
+
+
+def test_an_image_that_is_not_found_says_why(tmp_path):
+    root = make_ser(tmp_path / "set")
+    write_list(root / "Annotations" / "train.json", {"annotations": [entry("Train1.png")]})
+    _, report = run(root)
+    (finding,) = report["findings"]["missing_images"]
+    assert finding["text"].endswith("Train1.png (there is train1.png, in another case)")
+
+
 def test_classes_are_counted_by_split(tmp_path, capsys):
     _, report = run(make_ser(tmp_path / "set"))
     assert report["class_counts"]["train"] == dict.fromkeys(SER_NAMES, 0) | {"surprise": 1, "happiness": 1}
@@ -166,7 +247,10 @@ def test_every_mistake_of_fi_is_listed(tmp_path):
         "missing_images": ["test, entry 3"],
         "broken_images": ["train"],
         "duplicates_across_splits": [],
+        "unused_texts": [],
         "duplicates_within_splits": [],
+        "left_out": [],
+        "merged_labels": [],
     }
     assert report["class_counts"]["train"]["fear"] == 2
     assert report["class_counts"]["train"]["awe"] == 0
@@ -180,7 +264,7 @@ def test_every_mistake_of_emotion_roi_is_listed(tmp_path):
     code, report = run(root)
     assert code == 1
     found = {kind: [finding["text"] for finding in found] for kind, found in report["findings"].items()}
-    assert [len(texts) for texts in found.values()] == [0, 1, 2, 1, 1, 1, 0]
+    assert [len(texts) for texts in found.values()] == [0, 1, 2, 1, 1, 1, 0, 0, 0, 0]
     assert "line 4" in found["wrong_entries"][0]
     assert ["line 2" in found["unknown_labels"][0], "line 3" in found["unknown_labels"][1]] == [True, True]
     assert found["missing_images"] == [f"train, line 5: {root / 'images/joy/gone.png'}"]
@@ -296,6 +380,14 @@ def test_a_mistake_in_the_command_line_is_one_line(tmp_path, capsys, monkeypatch
     assert said.count("\n") == 1
 
 
+def test_a_closed_pipe_ends_it_without_a_word(tmp_path):
+    root = make_ser(tmp_path / "set")
+    command = f"'{sys.executable}' tools/check_dataset.py '{root}' --workers 1 --json '{tmp_path}/report.json' | true"
+    finished = run_process("bash", "-c", command)
+    assert (finished.code, "Error" in finished.output) == (0, False)
+    assert json.loads((tmp_path / "report.json").read_text())["ok"]
+
+
 def test_it_runs_as_a_script(tmp_path):
     root = make_ser(tmp_path / "set")
     finished = run_process(sys.executable, "tools/check_dataset.py", root, "--workers", 2)
@@ -305,3 +397,16 @@ def test_it_runs_as_a_script(tmp_path):
     assert finished.code == 1
     assert "broken images: 1\n  val: " in finished.output
     assert run_process(sys.executable, "tools/check_dataset.py", root, "--no-such-flag").code == 2
+
+
+def test_blank_images_and_other_readings_are_noted(tmp_path, capsys):
+    root = make_ser(tmp_path / "set")
+    white = Image.new("RGBA", (8, 8), 0)
+    white.putpixel((1, 1), (255, 255, 255, 255))
+    white.save(root / "Images" / "cats" / "train1.png")
+    code, report = run(root)
+    assert (code, report["ok"]) == (0, True)
+    for kind in ("blank_images", "read_differently"):
+        assert [Path(finding["path"]).name for finding in report["findings"][kind]] == ["train1.png"]
+    said = capsys.readouterr().out
+    assert "images that --image-reading published reads differently: 1 (a note, not a mistake)" in said

@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
+from runtime.launch import read_environment
 from tests.conftest import ROOT, SMALL, free_port
-from utils import UserError, choose_device, read_environment
+from utils import UserError, choose_device
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
 SLURM = {

@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from engine import LossRecord, Precision, Predictions, Stepper, evaluate, merge_predictions, train_one_epoch
+from engine import (
+    LossRecord,
+    Precision,
+    Predictions,
+    Stepper,
+    compute_metrics,
+    evaluate,
+    format_metrics,
+    merge_predictions,
+    train_one_epoch,
+)
 from utils import UserError
 
 CPU = torch.device("cpu")
@@ -123,3 +133,13 @@ def test_predictions_of_processes_are_merged_in_sample_order():
     assert merged.indices.tolist() == [0, 1, 2, 3, 4]
     assert merged.labels.tolist() == [5, 6, 7, 8, 9]
     assert merged.logits.flatten().tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("classes", "expected"), [(7, 50.0), (3, 100.0)])
+def test_accuracy_of_the_five_most_probable(classes, expected):
+    """With fewer than five classes the right one is always among them."""
+    logits = torch.arange(classes, dtype=torch.float32).repeat(4, 1)
+    labels = torch.tensor([classes - 1, classes - 2, 0, 0 if classes == 3 else 1])
+    metrics = compute_metrics(logits, labels, [f"class {number}" for number in range(classes)])
+    assert (metrics["acc1"], metrics["acc5"]) == (25.0, expected)
+    assert f"accuracy=0.250000\n* Acc@1 25.000 Acc@5 {expected:.3f}" in format_metrics(metrics)

@@ -292,11 +292,11 @@ def test_speed_is_measured_beside_pytorch(backbone, tmp_path, capsys):
 
 def test_a_card_beside_a_checkpoint(trained, tmp_path):
     checkpoint = shutil.copy(trained["lora"] / "checkpoint.pth", tmp_path / "moved.pth")
-    path = model_card.write_card_beside(checkpoint)
+    path = model_card.write_card_beside(load_predictor(checkpoint), checkpoint)
     assert path == tmp_path / "moved.md"
     assert "Test: not evaluated" in path.read_text()
     assert "load_predictor('moved.pth')" in path.read_text()
-    model_card.write_card_beside(checkpoint)  # a card may be replaced
+    model_card.write_card_beside(load_predictor(checkpoint), checkpoint)  # a card may be replaced
     path.write_text("my notes")
     with pytest.raises(UserError, match="would be replaced by the model card"):
-        model_card.write_card_beside(checkpoint)
+        model_card.write_card_beside(load_predictor(checkpoint), checkpoint)

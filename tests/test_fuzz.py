@@ -12,7 +12,7 @@ from tests import fuzz
 from tests.fuzzing import make_case, read_case
 from utils import UserError
 
-COUNTS = {"annotations": 400, "own-data": 400, "images": 400, "config": 200, "checkpoints": 300}
+COUNTS = {"annotations": 400, "own-data": 400, "tables": 400, "images": 400, "config": 200, "checkpoints": 300}
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from readers.images import read_image
+from readers.image_formats import plugin_of
+from readers.images import is_blank, read_image, readings_differ
 from utils import UserError
 
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -260,6 +261,204 @@ def test_a_name_with_a_line_break_stays_on_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
         read_image(tmp_path / "two\nlines.png")
     assert "\n" not in str(caught.value)
+
+
+def chunk_file(path: Path, chunks: list[tuple[bytes, bytes]], *, at_end: bool = False) -> Path:
+    """A PNG of COLOURS with further chunks before or after its pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS).save(buffer, "PNG")
+    content = buffer.getvalue()
+    place = content.index(b"IEND") - 4 if at_end else 33
+    body = b"".join(struct.pack(">I", len(data)) + name + data + bytes(4) for name, data in chunks)
+    for name, data in chunks:
+        body = body.replace(name + data + bytes(4), name + data + struct.pack(">I", zlib.crc32(name + data)))
+    path.write_bytes(content[:place] + body + content[place:])
+    return path
+
+
+LARGE = zlib.compress(bytes(1_500_000))
+BOMB = zlib.compress(bytes(300_000_000))
+
+
+@pytest.mark.parametrize("at_end", [False, True])
+@pytest.mark.parametrize(
+    "data",
+    [
+        (b"zTXt", b"prompt\0\0" + LARGE),
+        (b"iTXt", b"prompt\0\1\0\0\0" + LARGE),
+        (b"iCCP", b"profile\0\0" + LARGE),
+        (b"zTXt", b"bomb\0\0" + BOMB),
+        (b"tEXt", b"prompt\0" + b"x" * 70_000_000),
+        (b"eXIf", b"x" * 2_000_000),
+        (b"caBX", b"x" * 2_000_000),
+    ],
+    ids=["zTXt", "iTXt", "iCCP", "bomb", "tEXt", "eXIf", "private"],
+)
+def test_a_png_with_much_metadata_is_read(tmp_path, data, at_end):
+    assert (pixels(chunk_file(tmp_path / "image.png", [data], at_end=at_end)) == COLOURS).all()
+
+
+def test_an_animated_png_with_much_metadata_is_read(tmp_path):
+    frames = [Image.new("RGBA", (20, 24), 0), Image.fromarray(COLOURS)]
+    path = save(frames[0], tmp_path / "image.png", save_all=True, append_images=frames[1:], disposal=1)
+    content, text = path.read_bytes(), b"zTXtprompt\0\0" + LARGE
+    place = content.index(b"fdAT") - 4
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    path.write_bytes(content[:place] + chunk + content[place:])
+    assert (pixels(path) == COLOURS).all()
+
+
+def jpeg_with(marker: int, data: bytes) -> bytes:
+    """A JPEG of COLOURS with sixty segments of 60,000 bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(COLOURS).save(buffer, "JPEG")
+    segment = data + bytes(60_000 - len(data))
+    segments = (b"\xff" + bytes([marker]) + struct.pack(">H", len(segment) + 2) + segment) * 60
+    return buffer.getvalue()[:2] + segments + buffer.getvalue()[2:]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_other_formats_with_much_metadata_are_read(tmp_path):
+    plain = tmp_path / "plain.jpg"
+    Image.fromarray(COLOURS).save(plain)
+    for marker, data in ((0xE1, b"Exif\0\0II*\0"), (0xE1, b"http://ns.adobe.com/xap/1.0/\0"), (0xED, b""), (0xFE, b"")):
+        (tmp_path / "image.jpg").write_bytes(jpeg_with(marker, data))
+        assert (pixels(tmp_path / "image.jpg") == pixels(plain)).all()
+    image, much = Image.fromarray(COLOURS), b"x" * 3_000_000
+    assert (pixels(save(image, tmp_path / "a.webp", lossless=True, xmp=much, icc_profile=much)) == COLOURS).all()
+    assert (pixels(save(image, tmp_path / "a.tiff", description="x" * 3_000_000, icc_profile=much)) == COLOURS).all()
+    gif = image.quantize(16)
+    assert (pixels(save(gif, tmp_path / "a.gif", comment=much)) == np.asarray(gif.convert("RGB"))).all()
+    content = save(image, tmp_path / "a.jp2", irreversible=False).read_bytes()
+    place = content.index(b"jp2c") - 4
+    (tmp_path / "a.jp2").write_bytes(
+        content[:place] + struct.pack(">I4s", 8 + len(much), b"uuid") + much + content[place:]
+    )
+    assert (pixels(tmp_path / "a.jp2") == COLOURS).all()
+
+
+@pytest.mark.parametrize(
+    ("head", "package"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pillow-heif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "pillow-heif"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf", "pillow-avif-plugin"),
+        (b"\xff\x0a\xfa\x1f", "pillow-jxl-plugin"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "pillow-jxl-plugin"),
+    ],
+)
+def test_a_format_that_needs_a_package_names_it(tmp_path, head, package):
+    plugin = plugin_of(head + bytes(100))
+    assert plugin is not None
+    assert plugin.package == package
+    try:
+        __import__(plugin.module)
+    except ImportError:
+        (tmp_path / "image").write_bytes(head + bytes(100))
+        if plugin.name != "AVIF":  # which Pillow's own wheels read
+            with pytest.raises(UserError, match=rf"{plugin.name}, which it reads .*: python -m pip install {package}"):
+                read_image(tmp_path / "image")
+
+
+@pytest.mark.parametrize("head", [b"", b"\0\0\0\x18ftypisom\0\0\0\0isommp42", b"\x89PNG\r\n\x1a\n", b"\xff\xd8"])
+def test_other_files_need_no_package(head):
+    assert plugin_of(head) is None
+
+
+FACE = np.full((16, 16, 4), 0, dtype=np.uint8)
+FACE[4:12, 4:12] = (200, 60, 90, 255)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp", "png", "avif"])
+@pytest.mark.parametrize("empty", [1, 3])
+def test_of_an_animation_that_fades_in_the_first_frame_with_something_is_read(tmp_path, suffix, empty):
+    clear, face, later = Image.new("RGBA", (16, 16), 0), Image.fromarray(FACE), Image.new("RGBA", (16, 16), "blue")
+    options = {
+        "gif": {"disposal": 2},
+        "png": {"disposal": 1},
+        "webp": {"lossless": True},
+        "avif": {"quality": 100, "subsampling": "4:4:4"},
+    }
+    clears = [clear] * (empty - 1)
+    path = tmp_path / f"image.{suffix}"
+    clear.save(path, save_all=True, append_images=[*clears, face, later], duration=100, **options[suffix])
+    expected = np.where(FACE[..., 3:] > 0, FACE[..., :3], 255).astype(int)
+    assert abs(pixels(path) - expected).max() <= (8 if suffix == "avif" else 2)
+    assert not is_blank(read_image(path))
+    assert len(read_image(path, reading="published").getcolors()) < 256  # the first frame, whatever is read of it
+
+
+def test_pictures_of_one_colour_are_known_as_blank(tmp_path):
+    line = np.full((40, 40, 4), 0, dtype=np.uint8)
+    line[3, 5:30] = 255  # white on transparency
+    assert is_blank(read_image(save(Image.fromarray(line), tmp_path / "white.png")))
+    line[3, 6] = (0, 0, 0, 255)
+    assert not is_blank(read_image(save(Image.fromarray(line), tmp_path / "dot.png")))
+    assert is_blank(read_image(save(Image.new("RGB", (1, 1)), tmp_path / "1.png")))
+
+
+def test_an_animation_cut_off_after_an_empty_first_frame_is_still_read(tmp_path):
+    frames = [Image.new("RGBA", (16, 16), 0), Image.effect_noise((16, 16), 99).convert("RGBA")]
+    path = save(frames[0], tmp_path / "image.png", save_all=True, append_images=frames[1:])
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"fdAT") + 20])
+    assert (pixels(path) == 255).all()
+
+
+def published(path: Path) -> np.ndarray:
+    return np.asarray(read_image(path, reading="published"))
+
+
+def first_bytes(array: np.ndarray) -> np.ndarray:
+    """The first 3 * W * H bytes of an array (H, W, C) as RGB of W x H."""
+    height, width = array.shape[:2]
+    return np.frombuffer(array.tobytes()[: 3 * width * height], np.uint8).reshape(height, width, 3)
+
+
+def test_the_published_reading_of_colour_grey_palettes_and_bits(tmp_path):
+    colours, palette = Image.fromarray(COLOURS), Image.fromarray(COLOURS).quantize(32)
+    assert (published(save(colours, tmp_path / "rgb.png")) == COLOURS).all()
+    assert (published(save(Image.fromarray(GREY), tmp_path / "grey.png")) == GREY[..., None]).all()
+    assert (published(save(palette, tmp_path / "palette.png")) == np.asarray(palette.convert("RGB"))).all()
+    bits = save(Image.fromarray(GREY > 100), tmp_path / "bits.png")
+    assert (published(bits) == np.where(GREY > 100, 255, 0)[..., None]).all()
+
+
+def test_the_published_reading_of_four_channels_is_the_first_bytes(tmp_path):
+    alpha = np.dstack([COLOURS, ALPHA])
+    assert (published(save(Image.fromarray(alpha), tmp_path / "rgba.png")) == first_bytes(alpha)).all()
+    ink = Image.fromarray(COLOURS).convert("CMYK")
+    assert (published(save(ink, tmp_path / "ink.tiff")) == first_bytes(np.asarray(ink))).all()
+    path = save(Image.fromarray(COLOURS).quantize(32), tmp_path / "palette.png", transparency=3)
+    with Image.open(path) as image:
+        assert (published(path) == first_bytes(np.asarray(image.convert("RGBA")))).all()
+
+
+def test_the_published_reading_of_grey_with_alpha_is_an_error_that_names_the_file(tmp_path):
+    path = save(Image.fromarray(GREY).convert("LA"), tmp_path / "la.png")
+    with pytest.raises(UserError, match=r"la\.png: expected a picture that the published code reads, found mode LA"):
+        read_image(path, reading="published")
+
+
+def test_the_published_reading_of_sixteen_bits_is_the_first_bytes(tmp_path):
+    deep = GREY.astype(np.int32) * 257
+    path = save(Image.fromarray(deep.astype(np.uint16)), tmp_path / "deep.png")
+    assert (published(path) == first_bytes(np.stack([deep] * 3, axis=-1))).all()
+
+
+def test_images_that_the_two_readings_see_differently(tmp_path):
+    colours = Image.fromarray(COLOURS)
+    pictures = {
+        "rgb.png": (colours, False),
+        "grey.png": (Image.fromarray(GREY), False),
+        "palette.png": (colours.quantize(32), False),
+        "rgb.jpg": (colours, False),
+        "rgba.png": (colours.convert("RGBA"), True),
+        "la.png": (Image.fromarray(GREY).convert("LA"), True),
+    }
+    for name, (picture, differs) in pictures.items():
+        path = save(picture, tmp_path / name)
+        assert readings_differ(path, read_image(path)) == differs, name
 
 
 def start_files() -> list[bytes]:

@@ -21,11 +21,18 @@ ALLOWED = {
     "runtime": ("datasets", "engine", "inference", "models", "readers", "utils"),
     "main": ("datasets", "engine", "models", "readers", "runtime", "utils"),
     "main_V": ("main", "runtime"),
-    "hubconf": ("inference", "models", "utils"),
+    "hubconf": ("inference", "models", "runtime", "utils"),
     "tools": ("datasets", "engine", "inference", "main", "models", "readers", "runtime", "utils"),
-    "configs": (),
+    "configs": ("tools",),  # settings of the tables
 }
-WITHOUT_TORCH = ("utils", "models", "readers.data_sets", "runtime.options", "runtime.config_file")
+WITHOUT_TORCH = (
+    "utils",
+    "models",
+    "readers.data_sets",
+    "runtime.options",
+    "runtime.config_file",
+    "runtime.surroundings",
+)
 
 
 def files_of(part: str) -> list[Path]:

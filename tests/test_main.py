@@ -30,8 +30,9 @@ def run_here(script, *arguments):
 
 PUBLISHED_FLAGS = ["--config", "configs/pvt/pvt_small.py"]
 SMALL_EVAL = (
-    "--backbone pvt_demo --hidden-dim 24 --input-size 64 --alpha 2 --batch-size 4 --num_workers 0 --device cpu".split()
-)
+    "--backbone pvt_demo --hidden-dim 24 --fuse-mlp-dim 96 --input-size 64 --alpha 2 --batch-size 4 --num_workers 0 "
+    "--device cpu"
+).split()
 
 
 def test_training_writes_checkpoint_log_and_results(trained):
@@ -199,10 +200,10 @@ def assert_one_line_error(finished, *parts, code=2):
     ("arguments", "parts"),
     [
         (["--data-path", "nowhere"], ["nowhere"]),
-        (["--output_dir", ""], ["--output-dir"]),
+        (["--output_dir", "", "--protocol", "val"], ["--output-dir", "--protocol val"]),
         (["--visfinetune", "nowhere.pth"], ["--visfinetune nowhere.pth", "no such file"]),
         (["--resume", "nowhere.pth"], ["--resume nowhere.pth", "no such file"]),
-        (["--eval"], ["--eval", "--resume"]),
+        (["--eval"], ["--eval", "--resume", "--finetune"]),
         (["--alpha", "5"], ["--alpha 5", "largest value that works is 4"]),
         (["--input-size", "65"], ["--input-size", "multiple of 32"]),
         (["--batch-size", "25"], ["--batch-size 25", "24"]),
@@ -213,6 +214,7 @@ def assert_one_line_error(finished, *parts, code=2):
         (["--sched", "nonsense"], ["--sched nonsense"]),
         (["--aa", "nonsense"], ["--aa nonsense"]),
         (["--epochs", "many"], ["--epochs"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--device", "cuda"], ["--device cuda"])
         if not torch.cuda.is_available()
         else (["--device", "x"], ["--device"]),

@@ -10,6 +10,7 @@ from PIL import Image
 
 from readers.annotations import SER_NAMES, read_ser
 from readers.data_sets import DATA_SETS
+from readers.files import ignore
 from tests.conftest import SMALL, write_sticker_set
 from tests.test_main import run_here
 from tools import make_splits
@@ -186,6 +187,45 @@ def test_a_split_that_a_table_has_is_replaced(tmp_path):
     assert Counter(row["split"] for row in written) == {"train": 28, "val": 4, "test": 8}
 
 
+def test_a_table_as_a_spreadsheet_saves_it_keeps_all_its_columns(tmp_path):
+    lines = [f"{number}.png;{('Glad', ' Glad ', 'sad')[number % 3]};p{number // 4};{number};" for number in range(40)]
+    (tmp_path / "all.csv").write_bytes("\r\n".join(["\ufeffPath; Label ;Pack;Author;", *lines, ";;;;"]).encode())
+    run(tmp_path / "all.csv", "--by", "Pack", "--name", "own")
+    with (tmp_path / "own.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == ["path", "label", "pack", "author", "split"]
+    assert [row["author"] for row in written] == [str(number) for number in range(40)]
+    assert len({(row["pack"], row["split"]) for row in written}) == 10
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("9.png,glad, ", "line 42: expected a path, a label and a pack"),
+        ("9.png,GLAD,p1", "expected labels that differ in more than case or white space"),
+        ("9.png,glad,p1,more", "line 42: expected at most 3 values"),
+    ],
+)
+def test_a_wrong_line_of_a_table_is_named(tmp_path, line, message):
+    lines = [f"{number + 10}.png,{('glad', 'sad')[number % 2]},p{number // 4}" for number in range(40)]
+    (tmp_path / "all.csv").write_text("\n".join(["path,label,pack", *lines, line]))
+    with pytest.raises(UserError, match=message):
+        run(tmp_path / "all.csv", "--by", "pack", "--name", "own")
+    assert not (tmp_path / "own.csv").exists()
+
+
+def test_lists_without_texts_are_divided_for_networks_that_read_none(tmp_path):
+    make_lists(tmp_path / "set", all_annos=True)
+    path = tmp_path / "set" / "Annotations" / "all_annos.json"
+    entries = json.loads(path.read_text())["annotations"]
+    kept = [{name: entry[name] for name in ("topic", "file_name", "anno")} for entry in entries]
+    path.write_text(json.dumps({"annotations": kept}))
+    run(tmp_path / "set", "--by", "image", "--name", "own")
+    samples = {name: DATA_SETS[name].read(tmp_path / "set", "test", ignore, "own") for name in ("SER", "SER_V")}
+    assert len(samples["SER_V"]) == len(read_lists(tmp_path / "set" / "Annotations" / "own")["test"])
+    assert not samples["SER"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "by"), [("{label}/{pack}", "2"), ("{pack}/{label}", "1"), ("train/{label}/{pack}", "2")]
 )
@@ -196,6 +236,7 @@ def test_class_folders_become_a_table_that_is_read(tmp_path, pattern, by):
             folder = root / pattern.format(label=label, pack=f"pack{pack}")
             folder.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (8, 8), (pack, number, 0)).save(folder / "1.png")
+            (folder / "Thumbs.db").write_bytes(b"no picture")
     (root / "texts.json").write_text(json.dumps({f"{pattern.format(label='sad', pack='pack3')}/1.png": "oh"}))
     run(root, "--by", by, "--name", "packs")
     samples = {split: DATA_SETS["csv"].read(root / "packs.csv", split) for split in SPLITS}

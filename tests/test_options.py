@@ -29,7 +29,7 @@ def test_published_defaults():
         options.mixup,
         options.drop_path,
     )
-    assert found == (448, 16, 50, 0.2, 0.0, 0.1)
+    assert found == (448, 32, 50, 0.2, 0.0, 0.1)
     assert (options.lr, options.warmup_lr, options.min_lr, options.weight_decay) == (1e-3, 1e-5, 1e-5, 0.05)
     assert (options.alpha, options.locals, options.tunebert, options.repeated_aug) == (8, [1, 1, 1, 0], False, True)
     assert (options.clip_grad, options.reprob, options.aa) == (None, 0.0, "rand-m9-mstd0.5-inc1")
@@ -38,7 +38,7 @@ def test_published_defaults():
 def test_command_line_beats_config_beats_script_beats_default(config):
     arguments = config("cfg = dict(alpha=4, epochs=7)")
     options = parse_options([*arguments, "--epochs", "9"], {"epochs": 3, "seed": 5, "alpha": 2})
-    assert (options.alpha, options.epochs, options.seed, options.batch_size) == (4, 9, 5, 16)
+    assert (options.alpha, options.epochs, options.seed, options.batch_size) == (4, 9, 5, 32)
 
 
 def test_command_line_beats_config_with_the_default_value(config):

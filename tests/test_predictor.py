@@ -13,6 +13,7 @@ from inference.explain import explain
 from inference.predictor import load_predictor
 from readers.annotations import SER_NAMES, read_ser
 from readers.checkpoint import read_checkpoint
+from tools.predict import find_items
 from utils import UserError
 
 CHECKPOINTS = {"lora": "checkpoint.pth", "lora_v": "checkpoint_v.pth"}
@@ -102,6 +103,36 @@ def test_the_command_reads_files_folders_patterns_and_lists(trained, sticker_set
     assert [Path(entry["image"]).name for entry in found[1:5]] == names * 2
     assert all(len(entry["probabilities"]) == 7 for entry in found)
     assert all(entry["prediction"] == next(iter(entry["probabilities"])) for entry in found)
+
+
+def test_a_list_with_a_comma_in_a_text_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_text("image,text\n0.png,hello, world\n")
+    with pytest.raises(
+        UserError, match=r"line 2: expected at most 2 values, with quotes around a text that has a comma"
+    ):
+        find_items([str(tmp_path / "list.csv")], "")
+
+
+@pytest.mark.parametrize(
+    "content", ["Image;Text\n0.png;hi\n", "\ufeffimage\ttext\t\n\t\n0.png\thi\t\n", "text,image\nhi,.\\0.png"]
+)
+def test_a_list_is_read_as_spreadsheets_save_it(tmp_path, content):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "list.CSV").write_bytes(content.encode("utf-16" if ";" in content else "utf-8"))
+    assert find_items([str(tmp_path / "list.CSV")], "") == [(tmp_path / "0.png", "hi")]
+
+
+def test_links_in_a_folder_are_followed(tmp_path, capsys):
+    for name in ("pool/sad/1.png", "mixed/happy/0.png", "mixed/__MACOSX/happy/0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "mixed/sad").symlink_to(tmp_path / "pool/sad")
+    paths = [item.path.relative_to(tmp_path).as_posix() for item in find_items([str(tmp_path / "mixed")], "")]
+    assert paths == ["mixed/happy/0.png", "mixed/sad/1.png"]
+    assert "left out what is hidden or of a system: __MACOSX" in capsys.readouterr().err
+    (tmp_path / "pool/sad/again").symlink_to(tmp_path / "mixed")
+    with pytest.raises(UserError, match="links that lead to no folder above them"):
+        find_items([str(tmp_path / "mixed")], "")
 
 
 def test_files_that_cannot_be_read_do_not_stop_it(trained, sticker_set, tmp_path, run_script):

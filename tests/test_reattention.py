@@ -178,3 +178,19 @@ def test_what_does_not_fit_is_named(settings, size, message):
 
     with pytest.raises(ValueError, match=f"^{message}"):
         build_and_run()
+
+
+def test_the_fusions_heads_and_mlp_are_settings():
+    torch.manual_seed(0)
+    settings = {"backbone": "pvt_demo", "alpha": 2, "hidden_dim": 24, "fuse_mlp_dim": 40, "fuse_num_heads": 4}
+    model = create_model("lora_v", **settings).double().eval()
+    assert model.fusion_model.ffn.fc1.weight.shape == (40, 24)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    forms = {
+        heads: textbook.lora_v_forward(
+            model.state_dict(), images, alpha=2, locals=(1, 1, 1, 0), heads=(1, 2, 4, 6), fuse_num_heads=heads
+        ).logits
+        for heads in (4, 12)
+    }
+    torch.testing.assert_close(model(images), forms[4], rtol=0, atol=1e-9)
+    assert not torch.allclose(forms[4], forms[12])

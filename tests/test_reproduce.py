@@ -12,7 +12,8 @@ from runtime.options import parse_options
 from runtime.reports import read_predictions
 from tests.conftest import ROOT, SMALL, run_process
 from tools.tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
-from tools.tables.writing import COLUMNS, Row, as_csv, latex, markdown
+from tools.tables.running import Job, RunContext
+from tools.tables.writing import COLUMNS, Row, as_csv, difference, latex, markdown
 from utils import UserError
 
 pytestmark = pytest.mark.long
@@ -90,6 +91,30 @@ def test_a_checkpoint_is_evaluated_and_compared_with_what_was_published(filled, 
     assert figures["operations"] > 1e7
     assert figures["images_per_second"] > 0
     assert given["difference"] == f"{expected['acc1'] - 70:+.2f}, not reproduced"
+    assert given["title"] == "LORA-V"
+
+
+def test_a_checkpoint_is_also_evaluated_with_images_as_published(filled, project):
+    rows = [one for table in filled[0]["tables"] for one in table["rows"] if one["name"] == "given"]
+    titles = [(one["title"], one["protocol"]) for one in rows]
+    assert titles == [
+        ("LORA-V", "published"),
+        ("LORA-V (--image-reading published)", "published"),
+        ("LORA-V", "val"),
+    ]
+    options = {}
+    for name in ("weights", "weights-published"):
+        content = json.loads((project / "runs" / "given" / name / "given_test.json").read_text())
+        options[name] = content["run"]["options"]["image_reading"]
+    assert options == {"weights": "rgb-on-white", "weights-published": "published"}
+
+
+def test_reproduced_means_within_a_tenth_of_a_point():
+    facts = {"comparable": True, "columns": COLUMNS}
+    for points, word in ((0.1, "reproduced"), (-0.09, "reproduced"), (0.11, "not reproduced")):
+        figures = {0: {"acc1": 70.0 + points, "from": "lora.pth"}}
+        text = difference(Row(Experiment("a", "A", published=70.0), "published", figures), facts)
+        assert text == f"{points:+.2f}, {word}"
 
 
 def test_what_is_not_there_says_why(filled, project):
@@ -147,14 +172,14 @@ def test_every_format_has_every_row(filled, project):
     results = project / "results"
     with (results / "tables.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["row"] for line in lines][:3] == ["LORA-V", "LORA-V", "majority"]
-    assert len(lines) == 10
+    assert [line["row"] for line in lines][2:4] == ["LORA-V", "majority"]
+    assert len(lines) == 11
     text = (results / "tables.md").read_text()
     assert text.count("| LORA-V | published |") == 2
     assert "Published: a paper. Published: another paper." in text
     tex = (results / "tables.tex").read_text()
     assert r"\caption{Small \& 100 \% ours}" in tex
-    assert tex.count(r" \\") == 11
+    assert tex.count(r" \\") == 12
 
 
 OWN = """
@@ -237,11 +262,24 @@ def test_seeds_have_mean_and_deviation():
     facts = {"command": "c", "machine": "m", "threads": 1, "torch": "2", "date": "d", "minutes": 1, "comparable": True}
     facts |= {"cost_device": "a CPU", "columns": COLUMNS}
     text = markdown([Table("t", "T", "", [one])], rows, facts)
+    assert "Reproduced: within 0.1 points, because in float16" in text
     assert "| A_1 | val | 60.00 ± 10.00 | 40.00 to 80.00 |" in text
     assert "| -10.00 | 10 | 0 1 2 |" in text
     assert "not run: no data: a\\|b" in text
     assert r"A\_1 & val & 60.00 $\pm$ 10.00" in latex([Table("t", "T", "", [one])], rows, facts)
     assert "val top-1" not in text.splitlines()[6]  # no row has one
+
+
+def test_the_papers_experiments_have_the_papers_batches():
+    """Of 16 images a process, and not of as many as the flag's default says; the demo's have those of its config."""
+    (experiment,) = [
+        row for table in read_tables(ROOT / "configs" / "paper") for row in table.rows if row.name == "lora"
+    ]
+    for file, size in ((None, 16), (ROOT / "configs" / "paper_demo.py", 32)):
+        folders = {"data_root": ROOT, "weights": ROOT / "weights", "runs": ROOT / "runs"}
+        context = RunContext(read_settings(file)[0], **folders, bert_model="", launcher="", threads=1, train=True)
+        _, *words = Job(experiment, "published", 0).command(context)
+        assert parse_options(words, {}).batch_size == size
 
 
 def test_the_papers_experiments_are_command_lines():

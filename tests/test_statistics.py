@@ -104,6 +104,16 @@ def test_compares_files_in_any_order(tmp_path):
     assert result["difference"]["acc1"]["value"] == 25.0
 
 
+def test_an_image_listed_twice_is_compared_in_order(tmp_path):
+    rows = [("a.png", "calm", "calm"), ("b.png", "glad", "calm"), ("b.png", "glad", "glad")]
+    a = write_predictions(tmp_path / "a.csv", rows)
+    assert compare(a, a)["mcnemar"] == {"only_a": 0, "only_b": 0, "p": 1.0}
+    b = write_predictions(tmp_path / "b.csv", [rows[2], rows[0], rows[1]])
+    assert compare(a, b)["mcnemar"] == {"only_a": 1, "only_b": 1, "p": 1.0}
+    with pytest.raises(UserError, match=r"found 1 that are in one of them alone, such as 'b\.png'"):
+        compare(a, write_predictions(tmp_path / "c.csv", rows[:2]))
+
+
 def test_the_command_compares_two_runs(trained, tmp_path):
     files = [trained["lora"] / "checkpoint_test.csv", trained["lora_v"] / "checkpoint_v_test.csv"]
     finished = run_process(sys.executable, "tools/compare.py", *files, "--json", tmp_path / "result.json")

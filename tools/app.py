@@ -2,6 +2,7 @@
 
     python tools/app.py                                   # weights/lora_v_demo.pth, http://127.0.0.1:7860
     python tools/app.py runs/demo/checkpoint_best.pth --port 8000
+    python tools/app.py --host 0.0.0.0 --auth lab:PASSWORD   # for other machines too
 
 One tab takes a sticker and shows the probabilities and what the network looked at. The other takes several files and
 gives the table of `tools/predict.py --format csv`. The page contacts no other host and reports no usage. Uploads are
@@ -12,6 +13,7 @@ import argparse
 import csv
 import html
 import io
+import ipaddress
 import os
 import socket
 import sys
@@ -25,10 +27,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/app.py` finds the project's modules
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 # Gradio reads these during its import.
 UPLOADS = tempfile.TemporaryDirectory(prefix="sticker-app-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no report, no check for a newer version
 os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
+# Gradio asks its own page whether it is there. That goes through no proxy, of which its client knows not every kind.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "*"
 
 try:
     import gradio as gr
@@ -42,12 +51,14 @@ from inference.explain import Explanation, explain, reattention_stages
 from inference.overlay import STICKER, view_names, view_picture
 from inference.predictor import Prediction, Predictor, load_predictor
 from readers.annotations import read_ser
+from runtime.launch import set_threads
 from runtime.monitor import ending_on_signals
 from runtime.option_types import positive_int
 from tools.predict import Item, as_csv, predict
-from utils import Interrupted, UserError, printable
+from tools.start import start
+from utils import UserError, printable
 
-HOST = "127.0.0.1"
+HOST = os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
 DEFAULT_CHECKPOINT = ROOT / "weights" / "lora_v_demo.pth"
 DEFAULT_EXAMPLES = ROOT / "data" / "demo" / "Images"
 EXAMPLES = 8
@@ -199,21 +210,34 @@ def find_examples(folder: Path) -> list[Example]:
     return list(of_class.values())[:EXAMPLES]
 
 
-def check_port(port: int) -> None:
-    """Raises UserError if no server can listen on the port."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just in use is free
-        try:
-            listener.bind((HOST, port))
-        except (OSError, OverflowError) as error:
-            raise UserError(f"port {port} of {HOST} cannot be used ({error}): choose another with --port") from error
+def check_address(host: str, port: int) -> bool:
+    """Raises UserError if no server can listen there; returns whether this machine alone can reach the host."""
+    try:
+        kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just in use is free
+            listener.bind(address)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise UserError(
+            f"port {port} of {printable(host)} cannot be used ({error}): choose another with --port, or --host"
+        ) from error
+    return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
 
 
-def serve(page: gr.Blocks, port: int) -> None:
+def user_and_password(text: str) -> tuple[str, str]:
+    """The value of --auth."""
+    user, separator, password = text.partition(":")
+    if not (user and separator and password):
+        raise argparse.ArgumentTypeError("expected USER:PASSWORD, found another form")  # which may be the password
+    return user, password
+
+
+def serve(page: gr.Blocks, host: str, port: int, auth: tuple[str, str] | None) -> None:
     """Serves the page until a signal arrives."""
     page.launch(
-        server_name=HOST,
+        server_name=host,
         server_port=port,
+        auth=auth,
         share=False,
         quiet=True,
         prevent_thread_lock=True,  # Gradio's own loop ignores SIGTERM
@@ -225,7 +249,7 @@ def serve(page: gr.Blocks, port: int) -> None:
         theme=THEME,
     )
     try:
-        print(f"http://{HOST}:{port} (Ctrl-C ends it)", flush=True)
+        print(f"http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
     finally:
         page.close(verbose=False)
@@ -234,7 +258,9 @@ def serve(page: gr.Blocks, port: int) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", type=Path, default=DEFAULT_CHECKPOINT, help="of LORA or LORA-V")
+    parser.add_argument("--host", default=HOST, help="address to serve at (default: GRADIO_SERVER_NAME or 127.0.0.1)")
     parser.add_argument("--port", type=positive_int, default=7860)
+    parser.add_argument("--auth", type=user_and_password, metavar="USER:PASSWORD", help="what the page asks for")
     parser.add_argument("--examples", type=Path, metavar="DIR", help="stickers to try (default: the demo set)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
@@ -256,7 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if options.examples and not options.examples.is_dir():
         raise UserError(f"--examples {printable(options.examples)}: no such folder")
-    check_port(options.port)
+    if not check_address(options.host, options.port) and not options.auth:
+        warning = f"whoever reaches {options.host}:{options.port} can use the page: --auth USER:PASSWORD asks for one"
+        print(f"app.py: warning: no password: {warning}", file=sys.stderr)
+    set_threads()
     with ending_on_signals(), UPLOADS:  # removed at the end
         predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
         if not predictor.selects_patches:
@@ -265,16 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         examples = options.examples or DEFAULT_EXAMPLES
         page = build_page(predictor, options.checkpoint.name, find_examples(examples) if examples.is_dir() else [])
-        serve(page, options.port)
+        serve(page, options.host, options.port, options.auth)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"app.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as error:
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main)

@@ -14,6 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 import numpy as np
 import torch
 from PIL import Image
@@ -133,11 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="file for the regression's predictions")
     options = parser.parse_args(arguments)
     scores, predictions = run(options.root, options.split)
-    print(table(scores))
     if options.csv:
         write_whole(options.csv, predictions_table(predictions).encode())
     if options.json:
         write_json(options.json, scores)
+    print(table(scores))
 
 
 if __name__ == "__main__":

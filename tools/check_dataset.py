@@ -5,10 +5,12 @@
     python tools/check_dataset.py SER_Dataset --near-duplicates 6 --json check.json
 
 Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
-(the same bytes) in two splits, an order of SER30K's labels that the published class counts refute. The same image twice
-in one split is noted, and so are pictures that look alike in two splits (--near-duplicates): check.json lists them, for
-main.py --without-near-duplicates, and check_near_duplicates.png shows some. Of SER30K it says how far the annotators
-agree. Exit code 0: nothing wrong; 2: a mistake in the command line.
+(the same bytes) in two splits, texts that belong to no image, an order of SER30K's labels that the published class
+counts refute. Notes: the same image twice in one split; folders and files that are left out; labels that differ in form
+alone; images of one colour, and images that the published code reads differently; pictures that look alike in two
+splits (--near-duplicates): check.json lists them, for main.py --without-near-duplicates, and check_near_duplicates.png
+shows some. Of SER30K it says how far the annotators agree. Exit code 0: nothing wrong; 2: a mistake in the command
+line.
 """
 
 import argparse
@@ -20,20 +22,38 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/check_dataset.py` finds the project's modules
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
+from tqdm import tqdm
+
 from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
 from readers.data_sets import DATA_SETS
-from readers.files import MissingImages, UnknownLabel, open_regular
-from readers.images import EXPECTED, REMEDY, read_image
+from readers.files import (
+    LeftOut,
+    ListUsed,
+    MergedLabels,
+    Remark,
+    RepeatedImages,
+    UnknownLabel,
+    UnusedTexts,
+    open_regular,
+)
+from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_differ
+from readers.placing import MissingImages
 from tools import agreement, near_duplicates
+from tools.start import start
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -47,18 +67,30 @@ KINDS = {
     "missing_images": "missing images",
     "broken_images": "broken images",
     "duplicates_across_splits": "images in more than one split",
+    "unused_texts": "texts that belong to no image",
     "duplicates_within_splits": "images twice in one split",
+    "left_out": "folders and files left out",
+    "merged_labels": "labels that differ in form alone",
+    "blank_images": "images of one colour on white, in which nothing is seen",
+    "read_differently": "images that --image-reading published reads differently",
 }
-NOTES = ("duplicates_within_splits",)  # reported, but not wrong
+NOTES_ON_READING = {"blank_images": "is_blank", "read_differently": "differs"}  # with the fields of `Checked`
+NOTES = ("duplicates_within_splits", "left_out", "merged_labels", *NOTES_ON_READING)  # reported, but not wrong
+REMARKS = {UnusedTexts: "unused_texts", LeftOut: "left_out", MergedLabels: "merged_labels"}
 Finding = dict[str, Any]  # `text`, for the report, and what else is known, for the JSON file
 Findings = dict[str, list[Finding]]
 
 
 class Checked(NamedTuple):
-    """What is known of an image file: its checksum, or why it cannot be read; the other is ''."""
+    """What is known of an image file: its checksum, or why it cannot be read; the other is ''.
+
+    `is_blank`: it has one colour; `differs`: the published code reads other pixels.
+    """
 
     sha256: str
     reason: str
+    is_blank: bool = False
+    differs: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,11 +106,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             bits=options.near_duplicates,
             annotations=options.annotations,
         )
-        print(format_report(report))
         if options.json is not None:
             write(options.json, report)
             root = DATA_SETS[report["dataset"]].images_root(options.path)
             near_duplicates.save_sheet(options.json, report.get("near_duplicates"), root)
+        print(format_report(report), flush=True)
     except (UserError, RunError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
@@ -117,7 +149,7 @@ def check(
         raise UserError(f"--workers {workers}: expected at least 1")
     if bits is not None:
         near_duplicates.check_bits(bits)
-    if name == "csv" or (name is None and root.suffix == ".csv" and root.is_file()):
+    if name == "csv" or (name is None and root.is_file()):
         guessed, name = name is None, "csv"
     elif not root.is_dir():
         raise mistake(root, "the folder of a data set, or its CSV file", "no such folder", "name it")
@@ -125,15 +157,18 @@ def check(
         guessed = name is None
     name = name or guess_dataset(root)
     DATA_SETS[name].check_annotations(root, annotations)
-    findings: Findings = {kind: [] for kind in KINDS}
-    splits = {split: read_split(name, root, split, findings, annotations) for split in DATA_SETS[name].splits}
+    findings: Findings = {kind: [] for kind in KINDS if kind not in NOTES_ON_READING}
+    lists: list[str] = []
+    read = partial(read_split, name, root, findings=findings, lists=lists, annotations=annotations)
+    splits = {split: read(split) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
     checked = check_images([path for path in paths if path not in missing], workers)
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
-    report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed}
-    names = DATA_SETS[name].class_names(root)
+    note_readings(checked, findings)
+    report: dict[str, Any] = {"path": str(root), "dataset": name, "guessed": guessed, "lists": lists}
+    names = class_names(name, root, findings)
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
     if names == SER_NAMES:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
@@ -147,32 +182,54 @@ def check(
 
 
 def guess_dataset(root: Path) -> str:
-    """The data set whose layout a folder has; raises UserError where it has none."""
-    marks = {name: one.marks for name, one in DATA_SETS.items() if one.marks}
-    for name, folders in marks.items():
-        if any((root / folder).is_dir() for folder in folders):
+    """The data set whose layout a folder has; raises UserError if it has none."""
+    for name, one in DATA_SETS.items():
+        if one.fits(root):
             return name
-    expected = "; or ".join(f"{' or '.join(folders)} ({name})" for name, folders in marks.items())
-    raise mistake(root, f"one of the folders {expected}", "none of them", "name the data set with --dataset")
+    expected = "the layout of SER30K, FI or EmotionROI, or class folders train/<class>"
+    raise mistake(root, expected, "none of them", "name the data set with --dataset")
 
 
-def read_split(name: str, root: Path, split: str, findings: Findings, annotations: str) -> list[Sample]:
-    """The samples of a split; mistakes go to the findings, and missing images are among the samples."""
+def class_names(name: str, root: Path, findings: Findings) -> Sequence[str]:
+    """The names of the classes; none if the data do not say them, which is then among the findings."""
+    try:
+        return DATA_SETS[name].class_names(root)
+    except UserError:
+        if not findings["unreadable_lists"]:
+            raise
+        return ()
+
+
+def read_split(
+    name: str, root: Path, split: str, findings: Findings, lists: list[str], annotations: str
+) -> list[Sample]:
+    """The samples of a split; mistakes go to the findings, and missing images are among the samples.
+
+    `lists` gets what was read where a data set's lists may be in several places.
+    """
+
+    def add(kind: str, text: str, **known: str) -> None:
+        if all(finding["text"] != text for finding in findings[kind]):  # a table has all splits
+            findings[kind].append({"split": split, **known, "text": text})
 
     def note(error: UserError) -> None:
         if isinstance(error, MissingImages):
-            findings["missing_images"] += [
-                {"split": split, "path": str(path), "text": f"{split}, {where}: {printable(path)}"}
-                for where, path in error.images
-            ]
+            for one in error.images:
+                why = f" ({one.why})" if one.why else ""
+                text = f"{split}, {one.where}: {printable(one.path)}{why}"
+                findings["missing_images"].append({"split": split, "path": str(one.path), "text": text})
+        elif isinstance(error, ListUsed):
+            lists.append(str(error))
+        elif isinstance(error, Remark):
+            if not isinstance(error, RepeatedImages):  # which `find_duplicates` lists
+                add(REMARKS[type(error)], str(error))
         else:
-            kind = "unknown_labels" if isinstance(error, UnknownLabel) else "wrong_entries"
-            findings[kind].append({"split": split, "text": str(error)})
+            add("unknown_labels" if isinstance(error, UnknownLabel) else "wrong_entries", str(error))
 
     try:
         return DATA_SETS[name].read(root, split, note, annotations)
     except UserError as error:
-        findings["unreadable_lists"].append({"split": split, "text": f"{split}: {error}"})
+        add("unreadable_lists", f"{split}: {error}")
         return []
 
 
@@ -191,9 +248,11 @@ def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
 def check_image(path: str) -> Checked:
     """Reads an image as training and evaluation do."""
     try:
-        check_proportions(read_image(path), PUBLISHED_RESIZE)
+        picture = read_image(path)
+        check_proportions(picture, PUBLISHED_RESIZE)
         with open_regular(path, EXPECTED, REMEDY) as file:
-            return Checked(hashlib.file_digest(file, "sha256").hexdigest(), "")
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Checked(digest, "", is_blank(picture), readings_differ(path, picture))
     except OSError as error:
         return Checked("", str(mistake(path, EXPECTED, reason(error), REMEDY)))
     except UserError as error:
@@ -218,6 +277,13 @@ def is_readable(sample: Sample, checked: dict[str, Checked]) -> bool:
     """Whether a sample's image is there and was read."""
     image = checked.get(str(sample.path))
     return image is not None and not image.reason
+
+
+def note_readings(checked: dict[str, Checked], findings: Findings) -> None:
+    """Notes the images that are blank, and those that the published code reads differently, if there are any."""
+    for kind, name in NOTES_ON_READING.items():
+        noted = [{"path": path, "text": printable(path)} for path, image in checked.items() if getattr(image, name)]
+        findings |= {kind: noted} if noted else {}
 
 
 def find_duplicates(splits: dict[str, list[Sample]], checked: dict[str, Checked], findings: Findings) -> None:
@@ -264,7 +330,7 @@ def check_label_order(counts: Sequence[int]) -> dict[str, Any]:
 def format_report(report: dict[str, Any]) -> str:
     """The report as text, with the first findings of each kind."""
     said = "guessed from the layout; --dataset names another" if report["guessed"] else "as --dataset says"
-    lines = [f"{report['path']}: {report['dataset']}, {said}", ""]
+    lines = [f"{report['path']}: {report['dataset']}, {said}", *report["lists"], ""]
     counts = report["class_counts"]
     lines.append(f"{'':14}" + "".join(f"{split:>8}" for split in counts))
     for name in next(iter(counts.values())):
@@ -294,7 +360,4 @@ def write(path: Path, report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main)

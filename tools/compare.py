@@ -9,11 +9,18 @@ and macro F1, B less A, with 95 % intervals.
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 
 import numpy as np
 
@@ -49,16 +56,29 @@ def align(a: PredictionFile, b: PredictionFile, files: str) -> np.ndarray:
     both = f"{files}: expected predictions"
     if set(a.class_names) != set(b.class_names):
         raise UserError(f"{both} of the same classes, found {shown(a.class_names)} and {shown(b.class_names)}")
-    place = {image: row for row, image in enumerate(b.images)}
-    others = set(a.images) ^ set(place)
-    if others or len(place) != len(b.images) or len(a.images) != len(b.images):
-        example = f", such as {shown(min(others))}" if others else ""
-        raise UserError(f"{both} for the same images, found {len(others)} that are in one of them alone{example}")
-    order = np.array([place[image] for image in a.images])
+    place = {image: row for row, image in enumerate(numbered(b.images))}
+    others = set(numbered(a.images)) ^ set(place)
+    if others:
+        example = f"such as {shown(min(others)[0])}"
+        raise UserError(
+            f"{both} for the same images, found {len(others)} that are in one of them alone, {example}; evaluate both "
+            "on the same annotations"
+        )
+    order = np.array([place[image] for image in numbered(a.images)])
     number = np.array([a.class_names.index(name) for name in b.class_names])
     if (number[b.labels[order]] != a.labels).any():
         raise UserError(f"{both} with the same labels, found others; evaluate both on the same annotations")
     return number[b.predictions[order]]
+
+
+def numbered(images: Sequence[str]) -> list[tuple[str, int]]:
+    """Each image with the number of times that it was there before: repeated images are paired in order."""
+    seen: Counter[str] = Counter()
+    result = []
+    for image in images:
+        result.append((image, seen[image]))
+        seen[image] += 1
+    return result
 
 
 def as_text(comparison: dict[str, Any]) -> str:
@@ -91,9 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the comparison")
     options = parser.parse_args(arguments)
     comparison = compare(options.a, options.b, options.seed)
-    print(as_text(comparison))
     if options.json:
         write_json(options.json, comparison)
+    print(as_text(comparison))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 from inference.predictor import Predictor, load_predictor
 from runtime import model_card
 from tools.exporting import comparing, files
+from tools.start import start
 from utils import UserError, printable, write_whole
 
 
@@ -118,10 +125,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"export.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main)

@@ -25,17 +25,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from readers.annotations import SER_NAMES, ser_entries, ser_entry, ser_folder, ser_lists
+from readers.class_folders import check_distinct, files_below, plain_label, report_left_out
 from readers.files import entry_mistake, stop
-from readers.own_data import FOLDER_TEXTS, OWN_SPLITS, folder_texts, table_rows
+from readers.own_data import FOLDER_TEXTS, OWN_SPLITS, FolderTexts
+from readers.tables import column_name, read_table
 from runtime.option_types import natural
 from tools.splitting import Division, divide
 from tools.start import start
-from utils import UserError, listed, mistake, printable, reason, write_json, write_whole
+from utils import UserError, listed, mistake, printable, reason, typed, write_json, write_whole
 
 ALL_ANNOTATIONS = "all_annos.json"
 IMAGE = "image"
@@ -66,7 +75,7 @@ def read_ser_items(root: Path, by: str) -> Items:
     for source in sources:
         for number, entry in enumerate(ser_entries(source)):
             count += 1
-            parsed = ser_entry(source, number, entry)
+            parsed = ser_entry(source, number, entry, texts=False)  # SER_V needs none
             if parsed.parts not in entries:
                 entries[parsed.parts] = entry
                 labels.append(SER_NAMES[parsed.label])
@@ -85,16 +94,20 @@ def read_table_items(file: Path, by: str) -> Items:
     """The rows of a table, each path once; a column `split` is not used. Raises UserError as `read_ser_items`."""
     rows: dict[str, dict[str, str]] = {}
     groups: dict[str, str] = {}
-    required = ("path", "label") if by == IMAGE else ("path", "label", by)
-    for number, row in table_rows(file, stop, required):
+    required = ("path", "label") if by == IMAGE else ("path", "label", column_name(by))
+    for number, row in read_table(file, required, stop, more=None):
+        if not all(row[column].strip() for column in required):
+            expected = f"a {', a '.join(required[:-1])} and a {required[-1]}"
+            raise entry_mistake(file, f"line {number}", expected, typed(list(row.values())))
         name = row["path"]
-        groups[name] = "" if by == IMAGE else row[by]
+        groups[name] = "" if by == IMAGE else plain_label(row[required[-1]])
         row = {column: cell for column, cell in row.items() if column != "split"}
         if rows.setdefault(name, row) != row:
             expected = "one row for each image"
             raise entry_mistake(file, f"line {number}", expected, f"{printable(name)} again, and different")
     print(f"{printable(file)}: {len(rows):,} images")
-    return Items(list(rows.values()), [row["label"] for row in rows.values()], list(groups.values()))
+    labels = [plain_label(row["label"]) for row in rows.values()]
+    return Items(list(rows.values()), labels, list(groups.values()))
 
 
 def read_folder_items(root: Path, by: str) -> Items:
@@ -102,14 +115,11 @@ def read_folder_items(root: Path, by: str) -> Items:
     if by != IMAGE and not (by.isdecimal() and int(by)):
         raise UserError(f"--by {printable(by)}: expected image, or the number of a folder level from 1: give one")
     level = None if by == IMAGE else int(by) - 1
-    paths = sorted(
-        os.path.relpath(os.path.join(folder, name), root).split(os.sep)
-        for folder, _, names in os.walk(root)
-        for name in names
-    )
-    paths = [parts for parts in paths if len(parts) > 1 and not any(part.startswith(".") for part in parts)]
+    of_systems: list[str] = []
+    paths = sorted(parts for parts in files_below(root, of_systems) if len(parts) > 1)
+    report_left_out(root, [], of_systems, stop)
     above = int(bool(paths) and all(parts[0] in OWN_SPLITS for parts in paths))
-    texts, items = folder_texts(root), Items([], [], [])
+    texts, items = FolderTexts(root / FOLDER_TEXTS), Items([], [], [])
     for parts in paths:
         levels = parts[above:-1]
         if len(levels) < (1 if level is None else max(level + 1, 2)):
@@ -118,10 +128,10 @@ def read_folder_items(root: Path, by: str) -> Items:
             raise mistake(root, expected, found, "move the image, or give another --by")
         name = "/".join(parts)
         label = levels[0 if level != 0 else 1]
-        items.entries.append({"path": name, "label": label} | ({"text": texts.get(name, "")} if texts else {}))
-        items.labels.append(label)
+        items.entries.append({"path": name, "label": label} | ({"text": texts.of(name)} if texts.texts else {}))
+        items.labels.append(plain_label(label))
         items.groups.append("" if level is None else levels[level])
-    print(f"{printable(root)}: {len(paths):,} images" + (f", texts of {FOLDER_TEXTS}" if texts else ""))
+    print(f"{printable(root)}: {len(paths):,} images" + (f", texts of {FOLDER_TEXTS}" if texts.texts else ""))
     return items
 
 
@@ -246,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     items = read(data, options.by)
     if not items.entries:
         raise mistake(data, "at least one image", "none", "complete the data set")
+    check_distinct(data, "labels", tuple(sorted(set(items.labels))), "write them alike")
     divisions = divide(items.labels, None if options.by == IMAGE else items.groups, options.folds, options.seed)
     written = write_lists(targets[0], items, divisions) if is_lists else write_tables(targets, items, divisions)
     print(account(items, divisions))

@@ -4,9 +4,9 @@
     python tools/predict.py runs/demo/checkpoint_best.pth folder --text "so happy" --format csv --output predictions.csv
     python tools/predict.py CHECKPOINT list.csv --top-k 3 --overlay pictures
 
-An input is an image, a folder (all files below it), a quoted pattern, or a CSV file with the column `image` (paths
-relative to the file's folder) and optionally `text`. Files that cannot be read are reported on standard error and
-skipped; the exit code is then 1.
+An input is an image, a folder (all files below it, links followed; hidden files and those of systems are left out), a
+quoted pattern, or a table (.csv, .tsv) with the column `image` (paths relative to the file's folder) and optionally
+`text`. Files that cannot be read are reported on standard error and skipped; the exit code is then 1.
 """
 
 import argparse
@@ -19,16 +19,29 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from torch import Tensor
-from tqdm import tqdm
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `python tools/predict.py` finds the project's modules
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
+from torch import Tensor
+from tqdm import tqdm
+
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
+from readers.class_folders import files_below
+from readers.files import stop
+from readers.images import is_blank
+from readers.placing import Folders, nearest
+from readers.tables import read_table
+from runtime.launch import set_threads
 from runtime.option_types import positive_int
-from utils import UserError, make_writable_folder, printable, write_whole
+from tools.start import start
+from utils import UserError, escaped, listed, make_writable_folder, printable, write_whole
 
 COLUMN = "image"
 
@@ -49,11 +62,11 @@ def find_items(inputs: Sequence[str], text: str) -> list[Item]:
     items: list[Item] = []
     for name in inputs:
         path = Path(name)
-        if path.suffix.lower() == ".csv" and path.is_file():
+        if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
             items += read_list(path, text)
             continue
         if path.is_dir():
-            paths = sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+            paths = files_of(path)
         elif path.exists() or not glob.has_magic(name):
             paths = [path]
         else:
@@ -65,21 +78,27 @@ def find_items(inputs: Sequence[str], text: str) -> list[Item]:
 
 
 def read_list(path: Path, text: str) -> list[Item]:
-    """The images of a CSV file; raises UserError."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if COLUMN not in (reader.fieldnames or []):
-                raise UserError(f"{printable(path)}: expected a column {COLUMN!r}, found {reader.fieldnames}: add it")
-            return [Item(path.parent / row[COLUMN], row.get("text") or text) for row in reader if row[COLUMN]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{printable(path)}: expected a CSV file in UTF-8, found {error}: convert it") from error
+    """The images of a table, in another form of their names if only such files are there; raises UserError."""
+    folders, items = Folders(), []
+    for _, row in read_table(path, (COLUMN,), stop, more=("text",)):
+        if row[COLUMN].strip():
+            items.append(Item(nearest(folders, path.parent, row[COLUMN]), row.get("text") or text))
+    return items
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files below a folder in order; says what is left out. Raises UserError."""
+    of_systems: list[str] = []
+    paths = sorted(folder.joinpath(*parts) for parts in files_below(folder, of_systems))
+    if of_systems:
+        print(f"predict.py: left out what is hidden or of a system: {listed(of_systems)}", file=sys.stderr)
+    return paths
 
 
 def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Iterator[tuple[Item, Prediction | str]]:
     """Each item with its prediction, or with the reason why it cannot be read; the network runs once per batch."""
-    for start in range(0, len(items), batch_size):
-        batch = items[start : start + batch_size]
+    for first in range(0, len(items), batch_size):
+        batch = items[first : first + batch_size]
         images = [read(predictor, item.path) for item in batch]
         readable = [(image, item.text) for image, item in zip(images, batch, strict=True) if isinstance(image, Tensor)]
         predictions = iter(predictor(*zip(*readable, strict=True)) if readable else ())
@@ -90,7 +109,10 @@ def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Ite
 def read(predictor: Predictor, path: Path) -> Tensor | str:
     """An image as the network's input, or the reason why it cannot be read."""
     try:
-        return predictor.tensor(path)
+        picture = predictor.picture(path)
+        if is_blank(picture):
+            print(f"predict.py: one colour (on white), nothing is seen in it: {printable(path)}", file=sys.stderr)
+        return predictor.transform(picture)
     except UserError as error:
         return str(error)
 
@@ -107,18 +129,21 @@ def as_table(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
 
 
 def as_csv(results: Sequence[tuple[Item, Prediction]], names: Sequence[str]) -> str:
-    """A line of CSV for each image: image, text, prediction, and a probability for each class."""
+    """A line of CSV for each image: image, text, prediction, and a probability for each class; see `utils.escaped`."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([COLUMN, "text", "prediction", *(f"p_{name}" for name in names)])
     for item, prediction in results:
         row = [f"{prediction.probabilities[name]:.9g}" for name in names]
         table.writerow([item.path, item.text, prediction.label, *row])
-    return text.getvalue()
+    return escaped(text.getvalue())
 
 
-def as_json(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
-    """A JSON list with an object for each image: path, text, prediction, and the most probable classes."""
+def as_json(results: Sequence[tuple[Item, Prediction]], top_k: int, encoding: str = "utf-8") -> str:
+    """A JSON list with an object for each image: path, text, prediction, and the most probable classes.
+
+    What `encoding` lacks, as a file name that is no text, makes the list ASCII, with JSON's escapes.
+    """
     entries = [
         {
             COLUMN: str(item.path),
@@ -128,7 +153,12 @@ def as_json(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
         }
         for item, prediction in results
     ]
-    return json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = json.dumps(entries, indent=1) + "\n"
+    return text
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -154,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     items = find_items(options.inputs, options.text)
+    set_threads()
     predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
     warn_of_texts(predictor, items)
     results: list[tuple[Item, Prediction]] = []
@@ -168,9 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.format == "csv":
         text = as_csv(results, predictor.class_names)
     else:
-        text = as_json(results, options.top_k or len(predictor.class_names))
+        encoding = "utf-8" if options.output else sys.stdout.encoding or "utf-8"
+        text = as_json(results, options.top_k or len(predictor.class_names), encoding)
     if options.output:
-        write_whole(options.output, text.encode())
+        write_whole(options.output, text.encode(errors="backslashreplace"))
     else:
         print(text, end="")
     if options.overlay:
@@ -200,10 +232,4 @@ def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"predict.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main)

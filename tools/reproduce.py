@@ -25,8 +25,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project's modules
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 import torch
 
+from readers.images import PUBLISHED, READINGS
 from runtime.option_types import natural, positive_int
 from tools.benchmark.measure import machine
 from tools.start import start
@@ -40,7 +47,7 @@ from tools.tables.experiments import (
     read_settings,
     read_tables,
 )
-from tools.tables.running import ANNOTATORS, UNTRAINED, Job, RunContext, fill, stand_in
+from tools.tables.running import ANNOTATORS, UNTRAINED, Job, RunContext, fill, reading_flag, stand_in
 from tools.tables.writing import COLUMNS, Row, Rows, score_column, write_tables
 from utils import UserError
 
@@ -72,27 +79,33 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def jobs_of(
-    tables: Sequence[Table], everything: Sequence[Table], same: dict[str, str], options: argparse.Namespace
+    tables: Sequence[Table], everything: Sequence[Table], options: argparse.Namespace, context: RunContext
 ) -> dict[str, list[Job]]:
-    """The jobs that fill each experiment's rows, by the experiment's name; see `Settings` for `same`."""
-    known, jobs = originals(everything), {}
+    """The jobs that fill each experiment's rows, by the experiment's name.
+
+    A checkpoint is evaluated with images on white and with images as published, a row each.
+    """
+    known, same, jobs = originals(everything), context.settings.same, {}
     for row in (row for table in tables for row in table.rows):
         original = known[same.get(row.name, row.same_as) or row.name]
-        jobs[row.name] = [
+        first = [
             Job(original, protocol, seed)
             for protocol in row.protocols
             if options.protocol is None or protocol in options.protocol
             for seed in (options.seeds[:1] if original.model in UNTRAINED else options.seeds)
         ]
+        jobs[row.name] = [job for job in first if not job.checkpoint(context)]
+        evaluated = [job for job in first if job.checkpoint(context)]
+        jobs[row.name][:0] = [job._replace(image_reading=reading) for reading in READINGS for job in evaluated[:1]]
     return jobs
 
 
 def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results, context: RunContext) -> Rows:
-    """The rows of each table with what is known so far, one for each protocol of an experiment."""
+    """The rows of each table with what is known so far, one for each protocol and image reading of an experiment."""
     rows: Rows = {table.name: [] for table in tables}
     for table in tables:
         for one in table.rows:
-            for _, same in groupby(jobs[one.name], key=lambda job: job.protocol):
+            for _, same in groupby(jobs[one.name], key=lambda job: (job.protocol, job.image_reading)):
                 rows[table.name].append(row_of(one, list(same), results, context))
     return rows
 
@@ -106,6 +119,8 @@ def row_of(one: Experiment, jobs: Sequence[Job], results: Results, context: RunC
     command = shlex.join(["python", *first.training_command(context)]) if runs_here else ""
     if (model := stand_in(one, context.settings)) not in (None, one.model):
         one = one._replace(title=f"{one.title} ({model} in its place)")
+    if first.image_reading == PUBLISHED:
+        one = one._replace(title=f"{one.title} ({reading_flag(PUBLISHED)})")
     return Row(one, first.protocol, reasons[0] if reasons else outcomes, hide_root(command))
 
 
@@ -167,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cost_device": "a GPU" if on_cuda else f"a CPU, threads: {context.threads}",
         "columns": settings.columns or COLUMNS,
     }
-    jobs = jobs_of(tables, everything, settings.same, options)
+    jobs = jobs_of(tables, everything, options, context)
     distinct = list(dict.fromkeys(job for several in jobs.values() for job in several))
     results: Results = {}
     score = score_column(facts["columns"])
@@ -175,9 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for job, outcome in fill_all(distinct, context, options.jobs):
         results[job] = outcome
         said = f"not run: {outcome}" if isinstance(outcome, str) else f"{score} {outcome[figure]:.2f} %"
-        print(f"{len(results)}/{len(distinct)} {job}: {said}", flush=True)
         facts["minutes"] = (time.monotonic() - began) / 60
         write_tables(output, tables, gather(tables, jobs, results, context), facts)
+        print(f"{len(results)}/{len(distinct)} {job}: {said}", flush=True)
     print(f"written to {output / 'tables.md'}, .csv, .json and .tex")
 
 

@@ -12,6 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 import torch
 
 from readers.checkpoint import read_checkpoint

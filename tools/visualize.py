@@ -17,26 +17,35 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
+
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
+
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # so that `python tools/visualize.py` finds the project's modules
-
 from inference.explain import explain, keep_result
+from inference.lettering import label
 from inference.overlay import explanation_figure
 from inference.predictor import Predictor, load_predictor
 from readers.data_sets import DATA_SETS
-from readers.images import read_image
+from readers.images import RGB_ON_WHITE, read_image
 from runtime import figures
 from runtime.reports import read_predictions
+from tools.start import start
 from utils import UserError, make_writable_folder
 
 BASELINES = {"majority": "majority class", "hog": "HOG + logistic regression"}
 MISTAKES = 24
 BATCH = 32  # for the feature map
+FEWEST, ROUNDING = 5, 1e-6  # images that t-SNE places, and how far their features are apart
 
 
 class Sample(NamedTuple):
@@ -88,36 +97,48 @@ def run_figures(run: RunFolder, device: str) -> Iterator[tuple[str, Callable[[],
     yield "confusion_matrix", lambda: figures.confusion_matrix(run.metrics)
     yield "classes", lambda: figures.class_bars(run.metrics)
     yield "reliability", lambda: figures.reliability(confidence, correct)
-    yield "mistakes", lambda: mistakes(run.samples)
+    yield "mistakes", lambda: mistakes(run.samples, run.options.get("image_reading") or RGB_ON_WHITE)
     yield "feature_map", lambda: feature_map(run, device)
 
 
-def mistakes(samples: Sequence[Sample]) -> Figure:
+def mistakes(samples: Sequence[Sample], image_reading: str) -> Figure:
     """The most confident mistakes, the worst first."""
     wrong = sorted((one for one in samples if one.truth != one.guess), key=lambda one: -one.confidence)[:MISTAKES]
-    titles = [f"{one.truth}\nas {one.guess} {100 * one.confidence:.0f} %" for one in wrong]
-    return figures.mistake_sheet([read_image(one.path) for one in wrong], titles)
+    titles = [f"{label(one.truth)}\nas {label(one.guess)} {100 * one.confidence:.0f} %" for one in wrong]
+    return figures.mistake_sheet([read_image(one.path, reading=image_reading) for one in wrong], titles)
 
 
 def feature_map(run: RunFolder, device: str) -> Figure:
     """t-SNE (scikit-learn) of the fused features of the test images without texts, marked by their true class."""
     predictor = load_predictor(run.checkpoint, device=device, bert_model=run.options["bert_model"])
     features = fused_features(predictor, [one.path for one in run.samples])
-    neighbours = min(30, (len(features) - 1) / 3)
-    points = TSNE(perplexity=neighbours, init="pca", random_state=0).fit_transform(features)
+    points, method = place_points(features)
     labels = [predictor.class_names.index(one.truth) for one in run.samples]
-    title = f"{run.metrics['split']}: fused features, t-SNE" + (", without texts" if predictor.tokenizer else "")
+    title = f"{run.metrics['split']}: fused features, {method}" + (", without texts" if predictor.tokenizer else "")
     return figures.feature_map(points, labels, predictor.class_names, title)
+
+
+def place_points(features: np.ndarray) -> tuple[np.ndarray, str]:
+    """Points (n, 2) for features (n, d), and the method: t-SNE, or for too few or equal features their main axes."""
+    differ = np.ptp(features, axis=0).max() > ROUNDING * np.abs(features).max()
+    if len(features) >= FEWEST and differ:
+        neighbours = min(30, (len(features) - 1) / 3)
+        return TSNE(perplexity=neighbours, init="pca", random_state=0).fit_transform(features), "t-SNE"
+    left, lengths, _ = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)
+    points = (left * lengths)[:, :2]
+    return np.pad(points, ((0, 0), (0, 2 - points.shape[1]))), "main axes"
 
 
 @torch.inference_mode()
 def fused_features(predictor: Predictor, paths: Sequence[Path]) -> np.ndarray:
-    """The input of the network's head for each image, (n, hidden_dim)."""
+    """The input of the network's head for each image, (n, hidden_dim); raises UserError if there is no fusion."""
+    if not hasattr(predictor.model, "fusion_model"):
+        raise UserError(f"checkpoint: expected one of lora or lora_v, found {predictor.name}, which fuses no features")
     features = []
-    for start in range(0, len(paths), BATCH):
+    for first in range(0, len(paths), BATCH):
         results: dict[str, Any] = {}
         with keep_result(predictor.model.fusion_model, "fused", results):
-            predictor.logits(*predictor.inputs(paths[start : start + BATCH]))
+            predictor.logits(*predictor.inputs(paths[first : first + BATCH]))
         features.append(results["fused"].float().cpu())
     return torch.cat(features).numpy()
 
@@ -189,10 +210,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"visualize.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    start(main)

@@ -3,7 +3,8 @@
     python docs/examples/run_onnx.py lora.onnx sticker.png "good morning"
 
 Prints the probability of each class as JSON. The file contains what it needs: the transform, the classes and, for
-LORA, the vocabulary. Pairs of texts (`a ||| b`) and pictures with more than 8 bits a channel are not supported.
+LORA, the vocabulary. Pairs of texts (`a ||| b`), pictures with more than 8 bits a channel and animations whose first
+frame is empty are not supported.
 """
 
 import json
@@ -36,6 +37,8 @@ def predict(model: str, image: str, text: str = "") -> dict[str, float]:
 
 def read_image(path: str, transform: dict) -> np.ndarray:
     """A picture on white, its short side resized, the centre cropped, normalised: (3, size, size)."""
+    if transform["mode"] != "RGB on white":
+        raise SystemExit(f"expected a model of pictures in RGB on white, found one of pictures {transform['mode']}")
     image = Image.open(path).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     side, crop, short = transform["resize_short_side"], transform["center_crop"], min(image.size)

@@ -13,8 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 from tools.benchmark import exported, loader, network, plot, runs
 from tools.benchmark.measure import machine, write_results
+from tools.start import start
 from utils import UserError
 
 COMMANDS = {"network": network, "loader": loader, "run": runs, "onnx": exported}
@@ -32,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = shlex.join(["python", "-m", "tools.benchmark", *arguments])
             device = getattr(options, "device", "cpu")
             facts = {"benchmark": options.command, "command": command, **machine(device), **facts}
-            print(plot.TABLES[options.command](facts, results))
             if options.output:
                 write_results(options.output, facts, results)
+            print(plot.TABLES[options.command](facts, results))
     except UserError as error:
         print(f"benchmark: error: {error}", file=sys.stderr)
         return 2
@@ -57,4 +63,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

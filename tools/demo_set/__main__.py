@@ -3,6 +3,10 @@
 import signal
 import sys
 
+from runtime.surroundings import begin
+
+begin()
+
 from tools.demo_set.stickers import main
 from tools.start import start
 

@@ -18,6 +18,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runtime.surroundings import begin
+
+if __name__ == "__main__":
+    begin()
+
 from PIL import Image
 from tqdm import tqdm
 

@@ -18,19 +18,21 @@ from torch.export import Dim, ExportedProgram
 
 from inference.predictor import Predictor
 from models.text import MAX_TEXT_TOKENS
+from readers.images import PUBLISHED, RGB_ON_WHITE
 from utils import UserError
 
 FORMATS = ("onnx", "safetensors", "pt2")
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 INPUT_NAMES = ("images", "word_ids", "word_mask")
 OUTPUT_NAME = "logits"
+MODES = {RGB_ON_WHITE: "RGB on white", PUBLISHED: "as published"}  # of pictures, in the metadata
 
 
 def describe(predictor: Predictor) -> dict[str, str]:
     """The metadata: how a picture and a text become inputs, and logits a class."""
     size, statistics = predictor.input_size, predictor.statistics
     transform = {
-        "mode": "RGB on white",
+        "mode": MODES[predictor.image_reading],
         "resize_short_side": int(size / statistics.crop_pct),
         "interpolation": statistics.interpolation,
         "center_crop": size,

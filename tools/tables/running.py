@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from inference.predictor import load_predictor
+from readers.images import PUBLISHED
 from runtime.reports import read_predictions
 from tools.benchmark.measure import ATTENTION_FLOPS
 from tools.tables.annotators import ANNOTATOR, OTHERS, figures_of_annotators
@@ -23,6 +24,7 @@ from utils import UserError, read_json_lines, write_whole
 
 ROUNDS = 5  # timed passes, of which the median counts
 BATCH = 8
+PAPER_BATCH_SIZE = "16"  # images a process; the flag's default is the published script's
 HOG = "hog"
 ANNOTATORS = (ANNOTATOR, OTHERS)
 UNTRAINED = (HOG, "majority", *ANNOTATORS)  # their figures do not depend on the seed, and no epoch is chosen
@@ -52,14 +54,22 @@ class RunContext(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One run of a row: its protocol and seed."""
+    """One run of a row: its protocol and seed, and how images are read, '' for what a training reads by default."""
 
     experiment: Experiment
     protocol: str
     seed: int
+    image_reading: str = ""
 
     def __str__(self) -> str:
-        return f"{self.experiment.name}, {self.protocol}, seed {self.seed}"
+        reading = f", {reading_flag(self.image_reading)}" if self.image_reading else ""
+        return f"{self.experiment.name}, {self.protocol}, seed {self.seed}{reading}"
+
+    def checkpoint(self, context: RunContext) -> Path | None:
+        """The file in --weights that it evaluates; None if it trains."""
+        one, path = self.experiment, context.weights / f"{self.experiment.name}.pth"
+        is_first = bool(one.script) and self.protocol == one.protocols[0]
+        return path if context.settings.is_published and is_first and path.is_file() else None
 
     def data_path(self, context: RunContext) -> Path:
         """The folder of its data set."""
@@ -80,6 +90,8 @@ class Job(NamedTuple):
         one, settings = self.experiment, context.settings
         words = [one.script, "--config", settings.config or f"configs/pvt/{one.backbone}.py"]
         words += ["--dataset", one.dataset, "--data-path", str(self.data_path(context)), "--seed", str(self.seed)]
+        if settings.is_published:
+            words += ["--batch-size", PAPER_BATCH_SIZE]
         if model := stand_in(one, settings):
             words += ["--model", model]
         if one.start != "pvt":
@@ -102,6 +114,11 @@ class Job(NamedTuple):
         return [*words, "--output-dir", str(self.run_folder(context))]
 
 
+def reading_flag(image_reading: str) -> str:
+    """The flag of main.py for how images are read."""
+    return f"--image-reading {image_reading}"
+
+
 def stand_in(one: Experiment, settings: Settings) -> str | None:
     """The model that replaces an experiment's in these settings, '' for its script's own, None if there is none."""
     return settings.models.get(one.model or one.backbone, one.model)
@@ -120,9 +137,8 @@ def fill(job: Job, context: RunContext) -> dict[str, Any] | str:
     if one.model in ANNOTATORS:
         figures = figures_of_annotators(data, one.model)
         return figures | {"from": "the lists"} if figures else f"no three votes for a sticker of test in {data}"
-    checkpoint = context.weights / f"{one.name}.pth"
     try:
-        if settings.is_published and checkpoint.is_file() and job.protocol == one.protocols[0]:
+        if checkpoint := job.checkpoint(context):
             return evaluated(job, context, checkpoint)
         return trained(job, context)
     except NotRun as error:
@@ -131,11 +147,12 @@ def fill(job: Job, context: RunContext) -> dict[str, Any] | str:
 
 def evaluated(job: Job, context: RunContext, checkpoint: Path) -> dict[str, Any]:
     """The figures of a checkpoint, which is evaluated again if it is newer than its figures."""
-    folder = context.runs / job.experiment.name / "weights"
+    folder = context.runs / job.experiment.name / ("weights-published" if job.image_reading == PUBLISHED else "weights")
     result = folder / f"{checkpoint.stem}_test.json"
     if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
         (folder / "cost.json").unlink(missing_ok=True)
         evaluation = ["--resume", str(checkpoint), "--eval", "--output-dir", str(folder)]
+        evaluation += shlex.split(reading_flag(job.image_reading)) if job.image_reading else []
         run([*job.command(context), *evaluation], folder, context)
     return read_figures(result, checkpoint, context) | {"from": str(checkpoint)}
 

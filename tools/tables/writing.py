@@ -7,10 +7,15 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from runtime.model_card import as_markdown
 from tools.tables.experiments import PROTOCOLS, Experiment, Table
-from utils import write_json, write_whole
+from utils import escaped, write_json, write_whole
 
-REPRODUCED_WITHIN = 0.02  # points of top-1
+REPRODUCED_WITHIN = 0.1  # points of top-1
+WHY_WITHIN = (
+    f"Reproduced: within {REPRODUCED_WITHIN} points, because in float16 rounding decides which of two patches of "
+    "nearly equal scores is selected, and so moves single stickers from one machine to another."
+)
 COLUMNS = (
     "row", "protocol", "val top-1", "top-1", "95 %", "by group", "macro P", "macro R", "macro F1",
     "weighted P", "weighted R", "weighted F1", "mAP", "published", "difference", "samples", "seeds", "parameters",
@@ -19,7 +24,20 @@ COLUMNS = (
 
 LATEX_COLUMNS = ("row", "protocol", "top-1", "95 %", "by group", "macro F1", "weighted F1", "mAP", "published")
 LATEX = str.maketrans(
-    {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", "{": r"\{", "}": r"\}", "–": "--", "~": r"\~{}"}
+    {
+        "\\": r"\textbackslash{}",
+        "$": r"\$",
+        "^": r"\^{}",
+        "%": r"\%",
+        "_": r"\_",
+        "&": r"\&",
+        "#": r"\#",
+        "±": r"$\pm$",
+        "{": r"\{",
+        "}": r"\}",
+        "–": "--",
+        "~": r"\~{}",
+    }
 )
 
 SHARES = ("precision", "recall", "f1")
@@ -41,9 +59,9 @@ Rows = dict[str, list[Row]]  # by the name of the table
 def write_tables(output: Path, tables: Sequence[Table], rows: Rows, facts: dict[str, Any]) -> None:
     """Writes tables.md, tables.csv, tables.json and tables.tex, each whole or not at all."""
     output.mkdir(parents=True, exist_ok=True)
-    write_whole(output / "tables.md", markdown(tables, rows, facts).encode())
-    write_whole(output / "tables.csv", as_csv(tables, rows, facts).encode())
-    write_whole(output / "tables.tex", latex(tables, rows, facts).encode())
+    write_whole(output / "tables.md", markdown(tables, rows, facts).encode(errors="backslashreplace"))
+    write_whole(output / "tables.csv", escaped(as_csv(tables, rows, facts)).encode())
+    write_whole(output / "tables.tex", latex(tables, rows, facts).encode(errors="backslashreplace"))
     write_json(output / "tables.json", facts | {"tables": [as_json(one, rows[one.name], facts) for one in tables]})
 
 
@@ -105,7 +123,7 @@ def difference(row: Row, facts: dict[str, Any]) -> str:
     points = mean(run["acc1"] for run in runs) - row.experiment.published
     if runs[0]["from"] == "training":
         return f"{points:+.2f}"
-    return f"{points:+.2f}, {'' if abs(points) <= REPRODUCED_WITHIN else 'not '}reproduced"
+    return f"{points:+.2f}, {'' if abs(points) <= REPRODUCED_WITHIN + 1e-9 else 'not '}reproduced"
 
 
 def body(rows: Sequence[Row], facts: dict[str, Any], columns: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -125,7 +143,11 @@ def head(facts: dict[str, Any]) -> str:
         f"over the test samples; val top-1: of the best epoch. Protocols: {protocols}. Operations: a forward pass of "
         f"one image, a multiplication and an addition are two. Images a second: forward, batch of 8, measured on "
         f"{facts['cost_device']} beside other runs. "
-        + ("" if facts["comparable"] else "Published figures are of the paper's data and not comparable with these.")
+        + (
+            WHY_WITHIN
+            if facts["comparable"]
+            else "Published figures are of the paper's data and not comparable with these."
+        )
     )
 
 
@@ -146,7 +168,7 @@ def by_class(row: Row) -> str:
     """Precision, recall and F1 of each class, of the first seed."""
     (seed, first), *_ = row.outcome.items()
     lines = [
-        [name, *(f"{100 * figures[share]:.2f}" for share in SHARES), str(figures["samples"])]
+        [as_markdown(name), *(f"{100 * figures[share]:.2f}" for share in SHARES), str(figures["samples"])]
         for name, figures in first["per_class"].items()
     ]
     title = f"{row.experiment.title}, {row.protocol}, seed {seed}: by class"
