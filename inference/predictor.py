@@ -7,6 +7,7 @@ predictions = predictor(["sticker.png"])            # LORA: predictor(images, te
 print(predictions[0].label, predictions[0].probabilities)
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +17,22 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datasets import InputStatistics, build_transform
-from models import SETTINGS, Network, create_model
+from inference.bare_weights import read_settings
+from models import Network, create_model
 from models.vision import check_image_size
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from readers.data_sets import DATA_SETS
 from readers.images import RGB_ON_WHITE, as_rgb, read_image
-from readers.tokenizer import Tokenizer, find_tokenizer
-from utils import UserError, choose_device, naming_flags
+from readers.text_encoder import encoder_of
+from readers.tokenizer import Tokenizer
+from utils import UserError, choose_device
 
+ADVICE = (
+    "its own settings (args) or, if it has none, the shapes of its weights say which network it is: take the "
+    "checkpoint that the training wrote, or evaluate it with main.py or main_V.py, --resume FILE --eval, and "
+    "the training's flags"
+)
 Picture = Image.Image | str | Path
 
 
@@ -132,12 +140,16 @@ class Predictor:
 
 
 def load_predictor(path: str | Path, *, device: str = "auto", bert_model: str = "") -> Predictor:
-    """Builds a network again from its checkpoint, LORA's text encoder included; nothing is downloaded.
+    """Builds a network again from its checkpoint, LORA's text encoder included.
+
+    Nothing is downloaded, unless `path` is an address or `bert_model` a hub name.
 
     Args:
-        path: a checkpoint of a training, a shrunk one, or a published one; a moving average is preferred.
+        path: a checkpoint of a training, a shrunk one, a published one, or weights of tools/export.py; a moving average
+            is preferred.
         device: auto, cpu, cuda or mps.
-        bert_model: a folder with the vocabulary, for a text encoder with one of its own.
+        bert_model: the text encoder's folder or archive, for a vocabulary of its own, and for a published checkpoint
+            with another encoder than BERT-base.
 
     Raises:
         UserError: a file that is no checkpoint, or not one of this project's networks.
@@ -150,17 +162,25 @@ def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", b
     network, num_classes = checkpoint.network, checkpoint.num_classes
     if num_classes is None:
         raise UserError(f"{source}: expected the weights of a whole network, found none of a head")
+    if network.is_pyramid and not checkpoint.args:
+        checkpoint.args = read_settings(checkpoint.model, network)
+        if checkpoint.args:
+            told = ", ".join(f"{name} {value}" for name, value in checkpoint.args.items())
+            print(
+                f"warning: {source}: holds no settings; read off the weights, images as usual: {told}", file=sys.stderr
+            )
     settings = checkpoint.settings
     input_size, dataset = checkpoint.setting("input_size"), str(checkpoint.args.get("dataset", "SER"))
     tokenizer = None
     if network.reads_text:
-        tokenizer = find_tokenizer(checkpoint.vocabulary_sha256, bert_model, source)
-        settings["bert"] = checkpoint.bert_config
-    with naming_flags(SETTINGS, bert="--bert-model", name="--model"):
+        settings["bert"], tokenizer = encoder_of(checkpoint, bert_model, source)
+    try:
         if network.is_pyramid:
             check_image_size(input_size, input_size, settings["alpha"] if network.selects_patches else 1)
         model = create_model(network.name, num_classes=num_classes, **settings)
-    load_state(model, checkpoint.model_ema or checkpoint.model, source)
+    except ValueError as error:  # begins with the name of a setting, which comes from the file
+        raise UserError(f"{source}: {error}; is it a checkpoint of LORA?") from error
+    load_state(model, checkpoint.model_ema or checkpoint.model, source, advice=ADVICE)
     return Predictor(
         network,
         model,

@@ -9,21 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from readers.checkpoint_fields import Checkpoint, check_fields, plain
+from readers.checkpoint_fields import Checkpoint, check_fields
+from readers.checkpoint_layouts import as_checkpoint, fields_of_export
 from readers.fetch import fetch
+from readers.numpy_scalars import STAND_INS
 from readers.pickle_check import RefusedPickle, check_pickle
 from utils import UserError, print0, printable, shown
 
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 NAMES_SHOWN = 6  # of a long list of parameters
 NAME_LENGTH = 100  # of a hostile name, which may be longer than a screen
+SAFETENSORS = ".safetensors"
+LFS_START = b"version https://git-lfs.github.com/spec/"
+MARKUP = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+START_BYTES = 512
 
 
 def read_weights_file(path: str | Path, flag: str) -> Any:
     """Reads a PyTorch or safetensors file onto the CPU; a pickle may hold tensors, plain values and Namespaces only.
+
+    Numbers of numpy come as Python's.
 
     Args:
         path: a file, or where to fetch it, `https://...` (see `readers.fetch`).
@@ -45,11 +54,15 @@ def find_weights_file(path: str | Path, flag: str) -> Path:
 def read_file(path: Path, source: str) -> Any:
     """What a file of weights holds; `source` is flag and file as they were given."""
     try:
-        if path.suffix == ".safetensors":
+        if (other := other_kind(path)) is not None:
+            raise UserError(f"{source}: expected a PyTorch or safetensors file, found {other}")
+        if path.suffix == SAFETENSORS:
             return load_file(path)
         check_pickle(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except RefusedPickle as error:
         raise UserError(f"{source}: refused, {error}; use a file that holds weights alone") from error
     except pickle.UnpicklingError as error:  # its message is many lines of advice, to allow what must not be allowed
@@ -61,10 +74,29 @@ def read_file(path: Path, source: str) -> Any:
         ) from error
 
 
-def read_checkpoint(path: str | Path, flag: str) -> Checkpoint:
-    """Reads a checkpoint: a dictionary with `model`, or a bare state dict.
+def other_kind(path: Path) -> str | None:
+    """What a file is that often comes in place of weights, and what to do; None if it is none of these."""
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        return "an empty file; fetch it again"
+    if start.startswith(LFS_START):
+        return "a Git LFS pointer, which names the file that it stands for; fetch that with `git lfs pull`"
+    if text.startswith(MARKUP):
+        return "a web page; open the address in a browser and fetch the file that it leads to"
+    if text.startswith((b'{"', b"{\n", b"{\r", b"{ ")):
+        return "a JSON text, perhaps a server's message; open it in an editor"
+    if start.startswith(b"\x1f\x8b"):
+        return "a compressed archive; unpack it, and name the file in it"
+    return None
 
-    `args` of a published checkpoint, a Namespace, comes as a dictionary. A `module.` prefix is taken off all names.
+
+def read_checkpoint(path: str | Path, flag: str) -> Checkpoint:
+    """Reads a checkpoint: of this project, a published one, its own export to safetensors, or a bare state dict.
+
+    `args` of a published checkpoint, a Namespace, comes as a dictionary. What other tools put around and into a state
+    dict is taken off (`readers.checkpoint_layouts`).
 
     Raises:
         UserError: as `read_weights_file`, or a field that is not as a run needs it, with its name.
@@ -73,12 +105,11 @@ def read_checkpoint(path: str | Path, flag: str) -> Checkpoint:
     content = read_file(file, source)
     if not isinstance(content, dict):
         raise UserError(f"{source}: expected a dictionary of weights, found {type(content).__name__}")
-    content = plain(content)
-    content = content if "model" in content else {"model": content}
-    checkpoint = check_fields(content, flag, source, file.stat().st_size)
-    if all(name.startswith("module.") for name in checkpoint.model):
-        checkpoint.model = {name.removeprefix("module."): value for name, value in checkpoint.model.items()}
-    return checkpoint
+    content = as_checkpoint(content)
+    if file.suffix == SAFETENSORS:
+        with safe_open(file, "pt") as opened:
+            content |= fields_of_export(opened.metadata() or {}, source)
+    return check_fields(content, flag, source, file.stat().st_size)
 
 
 def newest_checkpoint(folder: Path, stem: str) -> tuple[Path, Checkpoint] | None:
@@ -114,6 +145,7 @@ def load_state(
     *,
     may_lack: Callable[[str], bool] = lambda name: False,
     may_leave: Callable[[str], bool] = lambda name: False,
+    advice: str = "check --model, --backbone, --alpha, --locals, --hidden-dim and the class count of --dataset",
 ) -> str:
     """Loads a state dict into the model; any name or shape that differs, beyond what is allowed, is an error.
 
@@ -121,6 +153,7 @@ def load_state(
         source: flag and file, for the message.
         may_lack: which of the model's parameters the file need not have; they keep their initial values.
         may_leave: which entries of the file may be left over, or have another shape than the model's.
+        advice: what to do about differences, in words of the caller's flags.
 
     Returns:
         What was loaded, what was left over and what keeps its initial values, in one line.
@@ -148,8 +181,7 @@ def load_state(
     problems = list_names({"missing": lacking, "left over": left} | others)
     if problems:
         raise UserError(
-            f"{source}: does not fit the model ({len(own)} entries expected, {len(state)} found); {problems}"
-            "; check --model, --backbone, --alpha, --locals, --hidden-dim and the class count of --dataset"
+            f"{source}: does not fit the model ({len(own)} entries expected, {len(state)} found); {problems}; {advice}"
         )
     model.load_state_dict(fitting, strict=False)  # what is missing or left over was accounted for above
     remarks = list_names(

@@ -121,6 +121,8 @@ class Checkpoint:
 
     Attributes:
         args: the options of the run that wrote it.
+        lower_case: whether texts are lower-cased; None in a file that does not say so, whose texts are.
+        vocabulary: the text of the vocabulary, in an export.
         epoch: the last finished one; `step`: the batches of the next one that are done.
         history: the entries of the log.
         processes: the random states, losses and skipped images of each process.
@@ -132,6 +134,8 @@ class Checkpoint:
     bert_config: dict[str, Any] | None = None
     class_names: list[str] | None = None
     vocabulary_sha256: str | None = None
+    lower_case: bool | None = None
+    vocabulary: str | None = None
     epoch: int | None = None
     step: int = 0
     epoch_seconds: float = 0.0
@@ -225,6 +229,8 @@ START_FIELDS = {
     "bert_config": Check(lambda value: value is None or is_dictionary(value), "a dictionary or None"),
     "class_names": Check(lambda value: is_list_of(value, is_line), "a list of class names"),
     "vocabulary_sha256": Check(lambda value: value is None or is_line(value), "a checksum or None"),
+    "lower_case": Check(lambda value: value is None or isinstance(value, bool), "True, False or None"),
+    "vocabulary": Check(lambda value: value is None or isinstance(value, str), "a text or None"),
 }
 RESUME_FIELDS = {
     "epoch": Check(lambda value: is_count(value, -1), "an integer from -1"),

@@ -2,11 +2,13 @@
 
 import hashlib
 import http.client
+import importlib.util
 import os
 import re
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -20,6 +22,7 @@ TIMEOUT = 30  # seconds without an answer
 PATIENCE = 120  # seconds after which a transfer must have been faster than SLOWEST on average
 SLOWEST = 10_000  # bytes a second
 CHUNK = 2**20
+PROXIES = ("https_proxy", "http_proxy", "all_proxy")
 CHECKSUM = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
@@ -61,7 +64,8 @@ def fetch(url: str, flag: str, *, limit_bytes: int = 4 * 2**30) -> Path:
         raise
     except (URLError, OSError, http.client.HTTPException, ValueError) as error:
         reason = printable(getattr(error, "reason", None) or error) or type(error).__name__
-        raise UserError(f"{address.source}: cannot be fetched: {reason}; check the address") from error
+        advice = proxy_advice(("https_proxy",), socks=False)
+        raise UserError(f"{address.source}: cannot be fetched: {reason}; {advice}check the address") from error
     print0(f"{address.source}: {path.stat().st_size:,} bytes fetched to {path}")
     return path
 
@@ -89,6 +93,31 @@ def cache_name(url: str) -> str:
     """A file name for an address: a checksum of it and, for people and for the ending, the name in it."""
     name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rpartition("/")[2], flags=re.ASCII)
     return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{name[-100:]}"
+
+
+def proxy_advice(names: Sequence[str] = PROXIES, *, socks: bool = True) -> str:
+    """What may be wrong with the proxies that the environment names, to be put into a message; '' if it names none.
+
+    Args:
+        names: of the variables that were heeded, in lower case.
+        socks: whether SOCKS proxies can be used, if the package for them is installed.
+    """
+    advice = []
+    for name, value in os.environ.items():
+        if name.lower() not in names or not value:
+            continue
+        scheme, has_scheme, _ = value.partition("://")
+        scheme = scheme.lower() if has_scheme else "http"
+        if socks and scheme in ("socks5", "socks5h"):
+            is_ready = importlib.util.find_spec("socksio") is not None
+            remedy = "check that it answers" if is_ready else "install what it needs, python -m pip install socksio"
+        elif scheme in ("http", "https"):
+            remedy = "check that it answers"
+        else:
+            remedy = f"expected http://host:port{' or socks5://host:port' * socks}"
+        shown = printable(re.sub(r"^([^/]*//)?.*@", r"\1", value), 100)  # without user name and password
+        advice.append(f"{name} names the proxy {shown}: {remedy}, or unset {name}; ")
+    return "".join(advice)
 
 
 def sha256_of(path: Path) -> str:

@@ -11,7 +11,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -19,16 +19,21 @@ from utils import printable
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_PICKLES = 5  # magic number, protocol, system, content, storage keys; then the storages
+ENCODE = "_codecs encode"  # makes the bytes of a number of numpy from a text
 ALLOWED = re.compile(
     r"collections OrderedDict|argparse Namespace|torch Size|torch device"
     r"|torch\._utils (_rebuild_tensor|_rebuild_tensor_v2|_rebuild_tensor_v3|_rebuild_parameter)"
     r"|torch(\.cuda|\.storage)? \w+Storage|torch b?u?(float|int|complex|bool)\w*"
+    r"|numpy\.(_core|core)\.multiarray scalar|numpy dtype"  # numbers, which readers.numpy_scalars makes
+    rf"|{ENCODE}"
 )
 
 OTHER_GLOBALS = ("INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4")  # never in a file of torch.save
 CONTAINERS = ("EMPTY_LIST", "EMPTY_DICT", "REDUCE", "NEWOBJ")
 FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 MAX_VALUES = 2**22  # values in a container, shared ones counted as often as they are reached
+MAX_NUMBER_BYTES = 8
+MAX_CONTENT = 100  # letters of a text that is looked at
 MAX_TUPLE_VALUES = 10_000  # the same for a tuple, which may be a key: Python counts its hash anew each time
 
 
@@ -38,10 +43,15 @@ class RefusedPickle(ValueError):
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """A value on the pickle's stack: how many values it holds, itself included, and whether it is yet to be filled."""
+    """A value on the pickle's stack: how many values it holds, itself included, and whether it is yet to be filled.
+
+    Attributes:
+        content: the name of a global, a short text, or those of the values in a short tuple; else None.
+    """
 
     values: int = 1
     filling: bool = False
+    content: str | tuple[Any, ...] | None = None
 
 
 MARK = Item()
@@ -89,16 +99,17 @@ def scan(file: BinaryIO) -> None:
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = top(stack)
         elif name in ("BINGET", "LONG_BINGET"):
-            if argument not in memo or memo[argument].filling:
-                raise RefusedPickle("it holds a list that holds itself")
+            if argument not in memo:
+                raise ValueError("a pickle that refers to a value that it lacks")
+            memo[argument].filling = False  # whole when it is reached again, so that it cannot hold itself
             stack.append(memo[argument])
         else:
-            apply(opcode, stack)
+            apply(opcode, argument, stack)
 
 
-def apply(opcode: pickletools.OpcodeInfo, stack: Stack) -> None:
+def apply(opcode: pickletools.OpcodeInfo, argument: Any, stack: Stack) -> None:
     """What an opcode does to the stack."""
-    taken = []
+    taken: Stack = []
     for kind in reversed(opcode.stack_before):
         if kind is pickletools.markobject:
             stack.pop()
@@ -111,6 +122,8 @@ def apply(opcode: pickletools.OpcodeInfo, stack: Stack) -> None:
     values = 1 + sum(item.values for item in taken)
     if values > (MAX_TUPLE_VALUES if opcode.name.startswith("TUPLE") else MAX_VALUES):
         raise RefusedPickle("its lists hold one another too often")
+    if opcode.name == "REDUCE" and taken[-1].content == ENCODE:
+        check_encoding(taken[0].content)
     if opcode.name in FILLS:
         target = taken.pop()
         if not target.filling:
@@ -118,9 +131,26 @@ def apply(opcode: pickletools.OpcodeInfo, stack: Stack) -> None:
         target.values = values
         stack.append(target)
     else:
-        stack.extend(Item(values, opcode.name in CONTAINERS) for _ in opcode.stack_after)
+        content = content_of(opcode.name, argument, taken)
+        stack.extend(Item(values, opcode.name in CONTAINERS, content) for _ in opcode.stack_after)
     for item in taken:
         item.filling = False
+
+
+def content_of(name: str, argument: Any, taken: Stack) -> str | tuple[Any, ...] | None:
+    """What an opcode's result is known to be; see `Item`."""
+    if name.startswith("TUPLE") and len(taken) <= MAX_NUMBER_BYTES:
+        return tuple(item.content for item in reversed(taken))
+    is_text = name == "GLOBAL" or name.endswith("UNICODE")
+    return argument if is_text and isinstance(argument, str) and len(argument) <= MAX_CONTENT else None
+
+
+def check_encoding(arguments: str | tuple[Any, ...] | None) -> None:
+    """Raises RefusedPickle unless a text becomes the few bytes of a number, one byte a letter."""
+    match arguments:
+        case (str(text), "latin1") if len(text) <= MAX_NUMBER_BYTES:
+            return
+    raise RefusedPickle("it makes bytes that are not those of a number")
 
 
 def top(stack: Stack) -> Item:

@@ -192,7 +192,7 @@ def add_weights(parser: Parser) -> None:
         "--bert-model",
         default="bert-base-uncased",
         metavar="NAME",
-        help="text encoder: a folder (bert_config.json or config.json, weights, vocab.txt) or a hub name",
+        help="text encoder: a hub name, or a folder or .tar.gz (bert_config.json or config.json, weights, vocab.txt)",
     )
     group.add_argument("--finetune", default="", metavar="FILE", help="start from a whole model; its head may differ")
     group.add_argument(

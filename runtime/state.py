@@ -160,6 +160,7 @@ class Training:
                 bert_config=run.start.bert_config,
                 vocabulary_sha256=tokenizer.sha256 if tokenizer else None,
                 from_published=self.follows_file or None,
+                lower_case=tokenizer.lower_case if tokenizer else None,
             )
             write_checkpoint(paths, checkpoint.as_dict())
 

@@ -16,8 +16,8 @@ from models.pvt import backbone_of, interpolate_position_embedding
 from readers.checkpoint import load_state, newest_checkpoint, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from readers.data_sets import DATA_SETS
-from readers.text_encoder import load_text_encoder
-from readers.tokenizer import Tokenizer, check_vocabulary, find_tokenizer
+from readers.text_encoder import encoder_of, load_text_encoder
+from readers.tokenizer import Tokenizer
 from utils import Processes, UserError, failing_together, gather, naming_flags, print0, printable
 
 CLASS_TOKEN_STAGE = 4  # its position embedding has one more vector, in front, for the class token
@@ -95,10 +95,11 @@ def read_start(options: Namespace, network: Network, checkpoint: Checkpoint | No
     checkpoint = checkpoint or read_checkpoint(path, flag)
     check_network(options, network, checkpoint, f"{flag} {path}")
     warn_of_lists(options, checkpoint, f"{flag} {path}")
-    start = Start(checkpoint, checkpoint.bert_config)
+    if network.reads_images and (options.eval or flag == "--finetune"):
+        warn_of_input_size(options, checkpoint, f"{flag} {path}")
+    start = Start(checkpoint)
     if network.reads_text:
-        start.tokenizer = find_tokenizer(checkpoint.vocabulary_sha256, options.bert_model, flag)
-        check_vocabulary(start.tokenizer, start.bert_config, f"{flag} {path}")
+        start.bert_config, start.tokenizer = encoder_of(checkpoint, options.bert_model, f"{flag} {path}")
     return start
 
 
@@ -110,9 +111,17 @@ def source_of(options: Namespace) -> tuple[str, str]:
 def pretrained_text(bert_model: str) -> Start:
     """A start from the text encoder that --bert-model names."""
     encoder = load_text_encoder(bert_model)
-    tokenizer = Tokenizer(encoder.vocabulary)
-    check_vocabulary(tokenizer, encoder.config, f"--bert-model {bert_model}")
-    return Start(None, encoder.config, tokenizer, encoder.state)
+    return Start(None, encoder.config, encoder.tokenizer, encoder.state)
+
+
+def warn_of_input_size(options: Namespace, checkpoint: Checkpoint, source: str) -> None:
+    """Warns if the weights were trained with images of another size than the run's."""
+    trained = checkpoint.args.get("input_size", options.input_size)
+    if trained != options.input_size:
+        print0(
+            f"warning: {source}: trained with --input-size {trained}, found --input-size {options.input_size}: "
+            f"accuracy may fall; give --input-size {trained} for the size of its training"
+        )
 
 
 def check_network(options: Namespace, network: Network, checkpoint: Checkpoint, source: str) -> None:

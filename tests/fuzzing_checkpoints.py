@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from models.text import build_text_model
 from readers.checkpoint import load_state, read_checkpoint
 from readers.optimizer_state import load_optimizer_state
 from readers.text_encoder import load_text_encoder
-from readers.tokenizer import Tokenizer
 from runtime.weights import fit_position_embeddings
 from tests.fuzzing import NUMBERS, TEXTS, change, mutate, value
 from tests.fuzzing_pickles import (
@@ -85,6 +85,7 @@ def valid_checkpoint(rng: random.Random) -> dict[str, Any]:
         "best": {"acc1": 60.0, "epoch": 2},
         "args": rng.choice([arguments, argparse.Namespace(**arguments)]),
         "class_names": ["a", "b"],
+        "best_acc": rng.choice([np.float64(60), np.int32(3), 60.0]),
         "bert_config": rng.choice([None, dict(BERT)]),
         "vocabulary_sha256": None,
     }
@@ -141,8 +142,9 @@ def change_checkpoint(rng: random.Random, checkpoint: Any) -> Any:
         name = rng.choice([*state, *TEXTS, 5, None, "block.weight", "x" * 10**5])
         state[name] = rng.choice([hostile_tensor, hostile_object, value])(rng)
     elif kind == 2:
-        prefix = rng.choice(["module.", "module.module.", "vision_model.", "\n"])
-        checkpoint["model"] = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+        prefix = rng.choice(["module.", "module._orig_mod.", "vision_model.", "\n", "_orig_mod.model."])
+        key = rng.choice(["model", "model", "state_dict", "model_ema"])
+        checkpoint[key] = {f"{prefix}{name}": tensor for name, tensor in state.items()}
     elif kind == 3:
         holder = rng.choice([checkpoint, *[item for item in checkpoint.values() if isinstance(item, dict)]])
         holder[rng.choice([*holder, *TEXTS])] = rng.choice([hostile_object, value, value])(rng)
@@ -198,7 +200,12 @@ def make_torch(rng: random.Random) -> bytes:
 
 def make_safetensors(rng: random.Random) -> bytes:
     """A safetensors file whose header or bytes are wrong."""
-    data = save({name: tensor.clone() for name, tensor in trained()[0].state_dict().items()})
+    metadata = {"architecture": json.dumps({"name": "pvt", "backbone": "pvt_small"})}
+    metadata |= {"class_names": '["a", "b"]', "transform": '{"center_crop": 64}', "lower_case": "true"}
+    for _ in range(rng.choice([0, 1, 2])):
+        metadata[rng.choice([*metadata, "vocabulary"])] = json.dumps(value(rng))
+    state = {name: tensor.clone() for name, tensor in trained()[0].state_dict().items()}
+    data = save(state, metadata if rng.random() < 0.5 else None)
     if rng.random() < 0.5:
         length = struct.unpack("<Q", data[:8])[0]
         header = json.loads(data[8 : 8 + length])
@@ -264,7 +271,7 @@ def read_any_checkpoint(folder: Path) -> None:
 def read_encoder(path: Path) -> None:
     """Builds the encoder that a folder describes and runs it."""
     encoder = load_text_encoder(str(path))
-    ids = Tokenizer(encoder.vocabulary).encode("a b").ids
+    ids = encoder.tokenizer.encode("a b").ids
     model = build_text_model(encoder.config)
     check_account(load_state(model, encoder.state, "--bert-model x", may_lack=lambda name: name.startswith("pooler.")))
     model(ids.clamp(max=encoder.config["vocab_size"] - 1)[None])

@@ -127,6 +127,9 @@ BOMBS = {  # pickles that torch.load(weights_only=True) itself takes
     "a list of two lists of two": b"\x80\2]q\1" + b"](h\1h\1eq\1" * 60 + b"X\1\0\0\0x\x85R.",
     "a list filled after it was put in another": b"\x80\2]q\1]q\2\x86q\3h\1(h\2h\2e.",
     "a list that holds itself": b"\x80\2]q\1h\1a.",
+    "a text that doubles, in bytes of a number": b"\x80\2c_codecs\nencode\nX\1\0\0\0xX\3\0\0\0hex\x86R.",
+    "a dictionary that holds itself as a value": b"\x80\2}q\1X\1\0\0\0ah\1s.",
+    "a list that is changed after another holds it": b"\x80\2]q\1](h\1h\1eh\1K\1a\x86.",
     "a tuple a million deep, as a key": b"\x80\2}N" + b"\x85" * 10**6 + b"Ns.",
 }
 
@@ -139,6 +142,7 @@ OPCODES = [
     b"ccollections\nOrderedDict\n", b"cargparse\nNamespace\n", b"ctorch\nSize\n", b"ctorch\ndevice\n",
     b"ctorch\nfloat32\n", b"ctorch\nFloatStorage\n", b"ctorch._utils\n_rebuild_tensor_v2\n",
     b"ctorch._utils\n_rebuild_parameter\n",
+    b"cnumpy._core.multiarray\nscalar\n", b"cnumpy\ndtype\n", b"c_codecs\nencode\n", b"X\6\0\0\0latin1", b"X\2\0\0\0f8",
     b"c__builtin__\nbytearray\n\x8a\x05\0\0\0\0\x10\x85R", b"c__builtin__\nset\n", b"c_codecs\nencode\n",
     b"cos\nmkdir\nX\7\0\0\0was-run\x85R", b"cposix\nsystem\nX\7\0\0\0was-run\x85R", b"(X\7\0\0\0was-runios\nmkdir\n",
     b"})q\1" + b"h\1\x86q\1" * 40 + b"K\1s",  # a tuple of two tuples of two ..., as a key

@@ -3,8 +3,10 @@
 import argparse
 import os
 import pickle
+from collections import OrderedDict
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -301,3 +303,115 @@ def test_values_that_are_not_finite_are_said(model):
     state |= {"head.bias": torch.full((7,), float("nan")), "v_proj.bias": torch.full((24,), float("inf"))}
     account = load_state(model, state, "--resume x.pth")
     assert "2 with values that are not finite numbers: v_proj.bias, head.bias" in account
+
+
+STATE = {"a.weight": torch.ones(2, 3), "head.weight": torch.zeros(7, 3)}
+COUNTERS = {"total_ops": torch.zeros(1), "a.total_params": torch.zeros(1), "n_averaged": torch.tensor(3)}
+
+
+def prefixed(prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        STATE,
+        OrderedDict(STATE),
+        STATE | COUNTERS,
+        prefixed("module.") | COUNTERS,
+        *[prefixed(prefix) for prefix in ("module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.")],
+        prefixed("module.module.") | {"module.total_ops": torch.zeros(1)},
+        {"a._orig_mod.weight": STATE["a.weight"], "head.weight": STATE["head.weight"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
+def test_state_dicts_of_other_tools_get_the_networks_names(tmp_path, content, key):
+    torch.save({key: content} if key else content, tmp_path / "x.pth")
+    for flag in ("--resume", "--finetune", "--visfinetune"):
+        state = read_checkpoint(tmp_path / "x.pth", flag).model
+        assert state.keys() == STATE.keys()
+        assert all(state[name].equal(value) for name, value in STATE.items())
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])
+def test_a_moving_average_gets_the_networks_names(tmp_path, key):
+    torch.save({"model": STATE, key: prefixed("module._orig_mod.") | COUNTERS}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", "--resume").model_ema.keys() == STATE.keys()
+
+
+@pytest.mark.parametrize("options", [{"alpha": 2}, argparse.Namespace(alpha=2), {"args": argparse.Namespace(alpha=2)}])
+def test_lightnings_options_are_those_of_the_network(tmp_path, options):
+    torch.save({"state_dict": prefixed("model."), "hyper_parameters": options, "epoch": 3}, tmp_path / "x.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "x.ckpt", "--resume")
+    assert (checkpoint.args, checkpoint.epoch) == ({"alpha": 2}, 3)
+
+
+def test_the_name_of_a_network_at_model_is_not_its_weights(tmp_path):
+    torch.save({"model": "pvt_small", "state_dict": STATE, "best_acc": np.float64(3)}, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth", "--resume").model.keys() == STATE.keys()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 5820193\n"
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.bin"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "found an empty file"),
+        (LFS, "found a Git LFS pointer"),
+        (LFS.replace(b"\n", b"\r\n"), "found a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><title>Virus scan warning</title></html>", "found a web page"),
+        (b"\xef\xbb\xbf\r\n  <HTML lang=en>" + b" " * 9000, "found a web page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "found a web page"),
+        (b"<!-- saved --><html>", "found a web page"),
+        (b'{"message": "Not Found"}', "found a JSON text"),
+        (b"\x1f\x8b\x08" + bytes(20), "found a compressed archive"),
+    ],
+)
+def test_what_comes_in_place_of_weights_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"^--resume \S+{name}: expected a PyTorch or safetensors file, {message}"):
+        read_checkpoint(tmp_path / name, "--resume")
+
+
+def test_weights_that_are_an_lfs_pointer_are_named_in_a_text_encoder(tmp_path, sticker_set, small_bert):
+    for name in ("bert_config.json", "vocab.txt"):
+        (tmp_path / name).write_bytes((small_bert / name).read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(LFS)
+    given = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out", "--bert-model", tmp_path]
+    assert_one_line_error(
+        run_here("main.py", *given), f"--bert-model {tmp_path / 'pytorch_model.bin'}", "Git LFS pointer"
+    )
+
+
+EXPORT = {
+    "architecture": '{"name": "pvt", "num_classes": 7, "backbone": "pvt_demo"}',
+    "class_names": '["a", "b"]',
+    "transform": '{"center_crop": 64}',
+}
+
+
+def test_the_projects_own_safetensors_hold_their_settings(tmp_path):
+    save_file(STATE, tmp_path / "x.safetensors", EXPORT)
+    checkpoint = read_checkpoint(tmp_path / "x.safetensors", "--resume")
+    assert checkpoint.args == {"backbone": "pvt_demo", "model": "pvt", "input_size": 64}
+    assert checkpoint.class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("architecture", "{"), ("architecture", "[]"), ("architecture", '{"name": 5}'), ("architecture", "[" * 10**5),
+        ("architecture", '{"name": "pvt"}'), ("architecture", '{"name": "pvt", "backbone": 5}'), ("transform", "{}"),
+        ("transform", "null"), ("transform", '{"center_crop": "x"}'), ("class_names", "5"), ("class_names", '["\\n"]'),
+    ],
+)  # fmt: skip
+def test_an_exports_metadata_of_another_form_is_named(tmp_path, name, text):
+    save_file(STATE, tmp_path / "x.safetensors", EXPORT | {name: text})
+    with pytest.raises(UserError, match=r"x\.safetensors") as caught:
+        read_checkpoint(tmp_path / "x.safetensors", "--resume")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 800

@@ -148,6 +148,7 @@ def test_every_format_has_the_metadata(exported):
         pieces = (ROOT / "weights" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:-1]
         assert expected["vocabulary"].split("\n") == pieces
         assert expected["max_word_ids"] == "30"
+        assert expected["lower_case"] == "true"
 
 
 def test_the_example_needs_no_torch(exported, sticker_set):
@@ -179,8 +180,10 @@ def test_the_example_reads_pictures_as_the_network_does(backbone, example, tmp_p
 def test_the_example_reads_texts_as_the_network_does(example):
     tokenizer = Tokenizer(ROOT / "weights" / "vocab.txt")
     vocabulary = {piece: number for number, piece in enumerate(tokenizer.pieces(range(tokenizer.vocab_size)))}
+    cased = Tokenizer(ROOT / "weights" / "vocab.txt", lower_case=False)
     for text in TEXTS:
         assert example.encode(text, vocabulary, 30) == tokenizer.encode(text).ids.tolist(), text
+        assert example.encode(text, vocabulary, 30, False) == cased.encode(text).ids.tolist(), text
 
 
 def test_other_patches_are_told_from_nearly_equal_ones(exported, sticker_set):

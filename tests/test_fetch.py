@@ -15,7 +15,7 @@ import torch
 from models import create_model
 from readers import fetch as fetching
 from readers.checkpoint import read_checkpoint, read_weights_file
-from readers.fetch import fetch
+from readers.fetch import PROXIES, fetch, proxy_advice
 from tests.conftest import SMALL
 from tests.test_main import assert_one_line_error, run_here
 from utils import UserError
@@ -263,3 +263,50 @@ def test_a_run_evaluates_a_checkpoint_by_its_address(server, sticker_set, tmp_pa
     assert (tmp_path / "out" / "shared_test.json").is_file()
     wrong = f"{server.address}/shared.pth#sha256={'0' * 64}"
     assert_one_line_error(run_here("main_V.py", *given, "--resume", wrong), "--resume", "/shared.pth", "SHA-256")
+
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    """An environment without proxies."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1080", "socksio"),
+        ("all_proxy", "socks5h://127.0.0.1:1080", "socksio"),
+        ("HTTPS_PROXY", "socks://127.0.0.1:1080", "expected http://host:port or socks5://host:port"),
+        ("https_proxy", "ftp://127.0.0.1", "expected http://host:port or socks5://host:port"),
+        ("http_proxy", "socks4://127.0.0.1", "expected http://host:port or socks5://host:port"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named(no_proxies, sticker_set, tmp_path, run_script, name, value, words):
+    """The hub's client reads these when it is made, and raises whatever it likes."""
+    given = [*SMALL, "--data-path", sticker_set, "--output_dir", tmp_path / "out"]
+    environment = {name: value, "HF_HOME": str(tmp_path / "hub")}
+    finished = run_script("main.py", *given, env=environment)
+    assert_one_line_error(finished, "--bert-model bert-base-uncased", f"{name} names the proxy {value}", words)
+    assert f"unset {name}" in finished.output
+
+
+def test_a_proxy_is_named_without_its_password(no_proxies):
+    assert proxy_advice() == ""
+    no_proxies.setenv("HTTPS_PROXY", "http://user:se@cret@proxy.example:3128")
+    assert proxy_advice() == (
+        "HTTPS_PROXY names the proxy http://proxy.example:3128: check that it answers, or unset HTTPS_PROXY; "
+    )
+    no_proxies.setenv("HTTPS_PROXY", "user:secret@proxy.example:3128")
+    assert "the proxy proxy.example:3128: check" in proxy_advice()
+
+
+def test_a_proxy_to_nowhere_is_named_when_weights_are_fetched(no_proxies, server):
+    for name in ("no_proxy", "NO_PROXY"):  # which the server's fixture sets
+        no_proxies.delenv(name, raising=False)
+    for value in ("http://127.0.0.1:9", "socks5://127.0.0.1:9"):
+        no_proxies.setenv("https_proxy", value)
+        with pytest.raises(UserError, match=f"cannot be fetched: .*https_proxy names the proxy {value}"):
+            fetch(f"{server.address}/file.pth", "--resume")

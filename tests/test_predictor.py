@@ -9,10 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from inference.bare_weights import read_settings
 from inference.explain import explain
 from inference.predictor import load_predictor
+from models import create_model, get_network
 from readers.annotations import SER_NAMES, read_ser
 from readers.checkpoint import read_checkpoint
+from tests.conftest import BERT, SMALL
+from tests.test_main import run_here
+from tools import export, predict
 from tools.predict import find_items
 from utils import UserError
 
@@ -187,3 +192,70 @@ def test_words_have_their_share_of_the_fusions_attention(trained, sticker_set):
     assert 0 < sum(word.weight for word in explanation.words) < explanation.text_weight < 1
     explanation = explain(load_predictor(trained["lora_v"] / "checkpoint_v.pth"), path)
     assert (explanation.words, explanation.text_weight) == ([], 0)
+
+
+def test_bare_weights_are_read_with_the_settings_that_their_shapes_tell(sticker_set, tmp_path, capsys):
+    shipped = read_checkpoint("weights/lora_v_demo.pth", "checkpoint")
+    torch.save(shipped.model, tmp_path / "bare.pth")
+    path = read_ser(sticker_set, "test")[0].path
+    bare = load_predictor(tmp_path / "bare.pth", device="cpu")
+    told = "backbone pvt_demo, locals [1, 1, 1, 0], alpha 2, hidden_dim 192, input_size 64"
+    assert f"holds no settings; read off the weights, images as usual: {told}" in capsys.readouterr().err
+    assert (
+        bare([path])[0].probabilities
+        == load_predictor("weights/lora_v_demo.pth", device="cpu")([path])[0].probabilities
+    )
+
+
+@pytest.mark.parametrize("locals_", [[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0]])
+@pytest.mark.parametrize("name", ["lora", "lora_v"])
+def test_the_shapes_of_the_weights_tell_every_setting(name, locals_):
+    settings = {"backbone": "pvt_tiny", "locals": locals_, "alpha": 5, "hidden_dim": 24}
+    state = create_model(name, **settings, **({"bert": BERT} if name == "lora" else {})).state_dict()
+    assert read_settings(state, get_network(name)) == settings | {"input_size": 448}
+    del state["pos_embed"]
+    assert read_settings(state, get_network(name)) == {}
+
+
+def test_an_export_is_read_in_place_of_the_checkpoint(checkpoint, sticker_set, tmp_path):
+    export.main([str(checkpoint), str(tmp_path / "model.safetensors")])
+    samples = read_ser(sticker_set, "test")[:4]
+    inputs = [sample.path for sample in samples], [sample.text for sample in samples]
+    predictor, expected = (load_predictor(path, device="cpu") for path in (tmp_path / "model.safetensors", checkpoint))
+    assert predictor(*inputs) == expected(*inputs)
+    assert predictor.class_names == expected.class_names
+    script = "main.py" if predictor.name == "lora" else "main_V.py"
+    evaluation = [*SMALL, "--data-path", sticker_set, "--eval", "--output_dir", tmp_path / "out"]
+    finished = run_here(script, *evaluation, "--resume", tmp_path / "model.safetensors")
+    assert finished.code == 0, finished.output
+    assert "warning" not in finished.output
+    with (tmp_path / "out" / "model_test.csv").open(newline="") as file:
+        predictions = [row["prediction"] for row in csv.DictReader(file)]
+    assert predictions == [row["prediction"] for row in evaluated(checkpoint)]
+
+
+def test_a_text_that_utf_8_does_not_have_is_written_with_an_escape(trained, sticker_set, tmp_path, capsys):
+    """An argument that is no UTF-8 reaches Python as a lone surrogate."""
+    path, text = read_ser(sticker_set, "test")[0].path, "hi \udcff"
+    for format in ("json", "csv", "table"):
+        given = [trained["lora"] / "checkpoint.pth", path, "--text", text, "--format", format]
+        output = tmp_path / f"out.{format}"
+        given = [str(argument) for argument in given]
+        assert predict.main(given) == predict.main([*given, "--output", str(output)]) == 0
+        assert output.read_text() == capsys.readouterr().out
+        if format == "json":
+            assert json.loads(output.read_text())[0]["text"] == text
+        elif format == "csv":
+            assert "hi \\udcff" in output.read_text()
+
+
+def test_what_does_not_fit_is_said_without_flags_that_the_tool_lacks(trained, sticker_set, tmp_path, run_script):
+    full = torch.load(trained["lora_v"] / "checkpoint_v.pth", weights_only=True)
+    path = read_ser(sticker_set, "test")[0].path
+    for number, change in enumerate([{"alpha": 1}, {"alpha": 800}, {"backbone": "pvt_b9"}, {"hidden_dim": 25}]):
+        torch.save({"model": full["model"], "args": full["args"] | change}, tmp_path / f"{number}.pth")
+        finished = run_script(TOOL, tmp_path / f"{number}.pth", path)
+        assert (finished.code, len(finished.output.splitlines())) == (2, 1), finished.output
+        assert f"checkpoint {tmp_path / f'{number}.pth'}: " in finished.output
+        for flag in ("--backbone", "--alpha", "--hidden-dim", "--dataset", "--locals"):
+            assert flag not in finished.output

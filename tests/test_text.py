@@ -1,10 +1,12 @@
 """The tokenizer, on bert-base-uncased's vocabulary and on small ones."""
 
 import hashlib
+import random
 import time
 from pathlib import Path
 
 import pytest
+from pytorch_pretrained_bert import BertTokenizer
 
 from readers.tokenizer import Tokenizer
 from utils import UserError
@@ -129,4 +131,67 @@ def test_a_file_that_is_no_vocabulary_is_an_error(tmp_path, content, message):
 def test_a_missing_vocabulary_is_an_error(tmp_path):
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(UserError, match="expected a WordPiece vocabulary"):
+            Tokenizer(path)
+
+
+def alphabet() -> list[str]:
+    """What random texts are made of: words and special pieces, and letters of many scripts, whole and broken."""
+    words = ["[SEP]", "[CLS]", "[MASK]", "[PAD]", "[UNK]", "[unused1]", "[", "]", "sep", "Hello", "WORLD", "|||", "##s"]
+    words += ["na\u00efve", "nai\u0308ve", "\u00c5ngstr\u00f6m", "\u0391\u03a3", "\u03a3", "\u0130stanbul", "don't"]
+    words += ["...", "$5", "x" * 101, "\u6211\u5f88", "\U00020000", "\u3053\u3093", "\ud55c\uad6d", "\u0645\u0631"]
+    words += ["\U0001f600", "\u1e9e", "\ufb01", "\uff21", "\0", "\t", "\n", "\r", "\u00a0", "\u2028", "\u200b"]
+    words += ["\ufffd", "\ufeff", "\u0301", "\x1b", "\x85", "\ud800", "\udfff", "\ude00\ud83d", " ", " ", " ", "a", "B"]
+    return words
+
+
+def random_text(rng: random.Random, words: list[str]) -> str:
+    parts = [
+        rng.choice(words) if rng.random() < 0.7 else chr(rng.randrange(0x110000 if rng.random() < 0.3 else 0x250))
+        for _ in range(rng.randrange(6))
+    ]
+    return rng.choice(["", " "]).join(parts)
+
+
+def test_ids_are_those_of_the_published_tokenizer_on_the_text_in_lower_case(tokenizer):
+    """`BertTokenizer` on `text.lower()`, for 60,000 random texts."""
+    published, rng, words = BertTokenizer(str(VOCABULARY)), random.Random(0), alphabet()
+    compared = 0
+    while compared < 60_000:
+        text = random_text(rng, words)
+        if " ||| " in text:
+            continue  # a pair, which the published code cannot read
+        compared += 1
+        ids = published.convert_tokens_to_ids(published.tokenize(text.lower()))[:28]
+        encoded = tokenizer.encode(text).ids.tolist()
+        assert encoded == [CLS, *ids, SEP] + [0] * (28 - len(ids)), repr(text)
+
+
+@pytest.mark.parametrize("lower_case", [True, False])
+def test_special_pieces_never_come_from_a_text(tmp_path, lower_case):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n[\n]\nSEP\nsep\nCLS\ncls\nMASK\nmask\nPAD\npad\n")
+    tokenizer, rng = Tokenizer(path, lower_case), random.Random(1)
+    marks = ["[SEP]", "[CLS]", "[MASK]", "[PAD]", " ", "a", "\u0301", "\0", "[sep]", "\ud800", " ||| "]
+    for _ in range(2000):
+        text = "".join(rng.choice(marks) for _ in range(rng.randrange(6)))
+        ids = ids_of(tokenizer, text)
+        special = [number for number in ids if number in (0, 2, 3, 4)]
+        assert special[0] == 2
+        assert set(special[1:]) == {3}
+        assert len(special) == 2 + (len(special) == 3 and " ||| " in text)
+
+
+def test_the_tokenizers_configuration_says_whether_texts_are_cased(tmp_path):
+    path, config = tmp_path / "vocab.txt", tmp_path / "tokenizer_config.json"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\nGood\ngood\n\u00c9t\u00e9\nete\n")
+    for content, ids in ((None, [5, 7]), ("{}", [5, 7]), ('{"do_lower_case": true}', [5, 7])):
+        if content is not None:
+            config.write_text(content)
+        assert ids_of(Tokenizer(path), "Good \u00c9t\u00e9") == [2, *ids, 3]
+    config.write_text('{"do_lower_case": false, "model_max_length": 512}')
+    assert ids_of(Tokenizer(path), "Good \u00c9t\u00e9") == [2, 4, 6, 3]
+    assert ids_of(Tokenizer(path, True), "Good \u00c9t\u00e9") == [2, 5, 7, 3]
+    for content in ("{", '{"do_lower_case": "no"}', "[]", '{"do_lower_case": null}', "[" * 10**5):
+        config.write_text(content)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: expected .*found "):
             Tokenizer(path)

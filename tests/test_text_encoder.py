@@ -1,7 +1,12 @@
 """Pretrained text encoders in both layouts, with the real MiniLM of the demo, and what a partial one says."""
 
+import gzip
 import importlib.util
+import io
 import json
+import os
+import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,10 @@ from safetensors.torch import load_file
 from models import create_model
 from models.text import text_features
 from readers.checkpoint import load_state
-from readers.text_encoder import load_text_encoder
+from readers.checkpoint_fields import Checkpoint
+from readers.encoder_files import Bounded
+from readers.text_encoder import encoder_of, load_text_encoder
+from readers.tokenizer import DEFAULT_VOCABULARY
 from tests.conftest import BERT
 from utils import UserError
 
@@ -35,7 +43,7 @@ def old_layout(tmp_path):
         state[f"bert.{name}"] = value
     torch.save(state, tmp_path / "pytorch_model.bin")
     (tmp_path / "bert_config.json").write_text(json.dumps(BERT))
-    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    (tmp_path / "vocab.txt").write_bytes(DEFAULT_VOCABULARY.read_bytes())
     return tmp_path, text_model
 
 
@@ -82,7 +90,7 @@ def test_frozen_encoder_keeps_its_dropout_in_training():
     assert not torch.equal(text_features(model.text_model, ids, mask), text_features(model.text_model, ids, mask))
 
 
-@pytest.mark.parametrize("name", ["bert_config.json", "pytorch_model.bin", "vocab.txt"])
+@pytest.mark.parametrize("name", ["bert_config.json", "pytorch_model.bin"])
 def test_missing_file_is_named(old_layout, name):
     (old_layout[0] / name).unlink()
     with pytest.raises(UserError, match=f"--bert-model .*lacks .*{name}"):
@@ -208,3 +216,189 @@ def test_a_folder_name_that_no_folder_can_have_is_an_error():
         with pytest.raises(UserError, match="^--bert-model .*no such folder") as caught:
             load_text_encoder(name)
         assert str(caught.value).isprintable()
+
+
+def pack(folder: Path, archive: Path, mode: str = "w:gz", prefix: str = "./") -> Path:
+    """An archive of a folder's files, as pytorch-pretrained-bert's."""
+    with tarfile.open(archive, mode) as packed:
+        for path in sorted(folder.iterdir()):
+            packed.add(path, prefix + path.name)
+    return archive
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "prefix"),
+    [
+        ("x.tar.gz", "w:gz", "./"),
+        ("x.tgz", "w:gz", ""),
+        ("x.tar", "w", "bert-base-uncased/"),
+        ("x", "w:gz", "/a/../../"),
+    ],
+)
+def test_an_archive_is_read_as_its_folder(old_layout, tmp_path_factory, name, mode, prefix):
+    folder, text_model = old_layout
+    elsewhere = tmp_path_factory.mktemp("archive")
+    encoder = load_text_encoder(str(pack(folder, elsewhere / name, mode, prefix)))
+    assert encoder.config == BERT
+    assert encoder.state["pooler.dense.weight"].equal(text_model.pooler.dense.weight)
+    assert encoder.tokenizer.sha256 == load_text_encoder(str(folder)).tokenizer.sha256
+    assert os.listdir(elsewhere) == [name]
+
+
+def test_published_archives_have_no_vocabulary(old_layout, tmp_path_factory, capsys):
+    folder, _ = old_layout
+    (folder / "vocab.txt").unlink()
+    archive = pack(folder, tmp_path_factory.mktemp("archive") / "bert-base-uncased.tar.gz")
+    for name in (folder, archive):
+        encoder = load_text_encoder(str(name))
+        assert encoder.tokenizer.vocab_size == 30522
+        assert f"{name}: has no vocab.txt; vocab.txt of bert-base-uncased is used" in capsys.readouterr().out
+
+
+def test_the_shipped_vocabulary_is_not_taken_for_another_encoder(old_layout):
+    folder, _ = old_layout
+    (folder / "vocab.txt").unlink()
+    (folder / "bert_config.json").write_text(json.dumps(BERT | {"vocab_size": 28996}))
+    with pytest.raises(UserError, match=r"knows 28,996 word pieces, .*vocab\.txt has 30,522"):
+        load_text_encoder(str(folder))
+
+
+def member(name: str, size: int = 0, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def claim(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """An archive whose only header claims a size that is not there."""
+    return member("pytorch_model.bin", size, type=kind).tobuf(tarfile.GNU_FORMAT) + bytes(2**16)
+
+
+def test_hostile_archives_are_named_and_write_nothing(tmp_path, tmp_path_factory):
+    def packed(*members: tarfile.TarInfo) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for info in members:
+                archive.addfile(info, io.BytesIO(bytes(info.size)))
+        return buffer.getvalue()
+
+    link = member("bert_config.json", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+    device = member("vocab.txt", type=tarfile.CHRTYPE)
+    whole = packed(member("pytorch_model.bin", 10_000), member("bert_config.json", 2))
+    hostile = {
+        packed(link): "that is no plain file",
+        packed(device): "that is no plain file",
+        packed(member("a/vocab.txt"), member("b/vocab.txt")): "vocab.txt twice",
+        packed(member("../../pytorch_model.bin", 3)): "lacks bert_config.json",
+        whole[:60]: "found ",
+        b"": "found ",
+        b"PK\x03\x04": "found ",
+        claim(2**60): "pytorch_model.bin of 1,152,921,504,606,846,976 bytes",
+        claim(2**40, tarfile.XHDTYPE): "a header of 1,099,511,6",
+        claim(2**40, tarfile.GNUTYPE_LONGNAME): "a header of 1,099,511,6",
+        claim(2**40, b"A"): "found ",
+        gzip.compress(claim(2**40)): "pytorch_model.bin of 1,099,511,627,776 bytes",
+        packed(*[member(f"{number}") for number in range(10_002)]): "more than 10,000 files",
+    }
+    for number, (content, message) in enumerate(hostile.items()):
+        path = tmp_path / f"{number}.tar.gz"
+        path.write_bytes(content)
+        before = sorted(tmp_path.iterdir())
+        with pytest.raises(UserError, match=rf"^--bert-model {path}") as caught:
+            load_text_encoder(str(path))
+        assert message in str(caught.value), (number, str(caught.value))
+        assert str(caught.value).isprintable()
+        assert sorted(tmp_path.iterdir()) == before
+
+
+def test_an_archive_that_unpacks_without_end_stops(monkeypatch, tmp_path):
+    """A skipped file is not written, but must be unpacked to get past it."""
+    bounded = Bounded(io.BytesIO(bytes(10)))
+    assert bounded.seek(5) == 5
+    with pytest.raises(tarfile.ReadError, match="when it is unpacked"):
+        bounded.seek(2**40)
+    with pytest.raises(tarfile.ReadError, match="a header of"):
+        bounded.read(2**30)
+    with pytest.raises(tarfile.ReadError, match="a header of"):
+        bounded.read(-1)
+
+
+def write_cased(folder: Path, config: str | None) -> None:
+    """A cased vocabulary of the size of the encoder's."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Good", "Morning", "!"]
+    pieces += [f"X{number}" for number in range(BERT["vocab_size"] - len(pieces))]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    if config is not None:
+        (folder / "tokenizer_config.json").write_text(config)
+
+
+def words_of(tokenizer, text: str) -> list[str]:
+    encoded = tokenizer.encode(text)
+    return tokenizer.pieces(encoded.ids[encoded.mask == 1])[1:-1]
+
+
+def test_a_cased_encoder_gets_cased_texts(old_layout, tmp_path_factory, capsys):
+    folder, _ = old_layout
+    write_cased(folder, '{"do_lower_case": false}')
+    archive = pack(folder, tmp_path_factory.mktemp("archive") / "bert.tar.gz")
+    for name in (folder, archive):
+        tokenizer = load_text_encoder(str(name)).tokenizer
+        assert not tokenizer.lower_case
+        assert words_of(tokenizer, "Good Morning!") == ["Good", "Morning", "!"]
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_vocabulary_with_capitals_that_does_not_say_so_is_told(old_layout, capsys):
+    folder, _ = old_layout
+    write_cased(folder, None)
+    assert load_text_encoder(str(folder)).tokenizer.lower_case
+    assert "of its word pieces have capital letters, but texts are lower-cased" in capsys.readouterr().out
+
+
+def published(bert: dict, **fields) -> Checkpoint:
+    """A checkpoint of LORA without its text encoder's configuration."""
+    model = create_model("lora", backbone="pvt_demo", bert=bert)
+    return Checkpoint(model.state_dict(), **fields)
+
+
+def test_bert_model_gives_a_published_checkpoint_its_encoder(old_layout, tmp_path_factory):
+    folder, _ = old_layout
+    checkpoint = published(BERT)
+    archive = pack(folder, tmp_path_factory.mktemp("archive") / "bert.tar.gz")
+    for name in (folder, archive):
+        config, tokenizer = encoder_of(checkpoint, str(name), "--resume x")
+        assert config == BERT
+        assert tokenizer.vocab_size == 30522
+        assert tokenizer.lower_case
+    for name in ("", "bert-base-uncased"):
+        with pytest.raises(
+            UserError, match="found vocab_size 30522, hidden_size 24, num_hidden_layers 4: name the"
+        ) as caught:
+            encoder_of(checkpoint, name, "--resume x")
+        assert "BERT-base" in str(caught.value)
+    (folder / "bert_config.json").write_text(json.dumps(BERT | {"num_hidden_layers": 5}))
+    with pytest.raises(UserError, match=r"num_hidden_layers 5 \(--bert-model\), found .*num_hidden_layers 4"):
+        encoder_of(checkpoint, str(folder), "--resume x")
+
+
+def test_the_configuration_of_the_file_comes_first(old_layout):
+    folder, _ = old_layout
+    (folder / "bert_config.json").write_text(json.dumps(BERT | {"num_hidden_layers": 5}))
+    config, _ = encoder_of(published(BERT, bert_config=BERT), str(folder), "--resume x")
+    assert config == BERT
+
+
+def test_a_checkpoint_remembers_that_its_texts_are_cased(old_layout):
+    folder, _ = old_layout
+    write_cased(folder, '{"do_lower_case": false}')
+    cased = load_text_encoder(str(folder)).tokenizer
+    facts = {"bert_config": BERT, "vocabulary_sha256": cased.sha256}
+    for lower_case, words in ((False, ["Good", "!"]), (True, ["[UNK]", "!"]), (None, ["[UNK]", "!"])):
+        checkpoint = published(BERT, lower_case=lower_case, **facts)
+        _, tokenizer = encoder_of(checkpoint, str(folder), "--resume x")
+        assert words_of(tokenizer, "Good!") == words
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="the checkpoint's vocabulary is neither .* nor in --bert-model"):
+        encoder_of(published(BERT, **facts), "", "--resume x")

@@ -263,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--auth", type=user_and_password, metavar="USER:PASSWORD", help="what the page asks for")
     parser.add_argument("--examples", type=Path, metavar="DIR", help="stickers to try (default: the demo set)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder or archive of the text encoder")
     return parser
 
 

@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlay", type=Path, metavar="DIR", help="draw what was looked at, a PNG for each image")
     parser.add_argument("--batch-size", type=positive_int, default=16)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder or archive of the text encoder")
     return parser
 
 

@@ -24,7 +24,9 @@ from readers.checkpoint_fields import Checkpoint
 from tools.start import start
 from utils import UserError, write_checkpoint
 
-KEPT = ("epoch", "args", "class_names", "bert_config", "vocabulary_sha256")  # what `read_start` asks for
+KEPT = (  # what `read_start` asks for
+    "epoch", "args", "class_names", "bert_config", "vocabulary_sha256", "lower_case", "vocabulary",
+)  # fmt: skip
 
 
 def shrink(checkpoint: Checkpoint, *, without_head: bool) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: the run folder; for images, pictures")
     parser.add_argument("--format", nargs="+", choices=["png", "pdf"], default=["png"])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder with the text encoder's vocabulary")
+    parser.add_argument("--bert-model", default="", metavar="DIR", help="folder or archive of the text encoder")
     return parser
 
 

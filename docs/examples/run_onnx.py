@@ -16,7 +16,6 @@ import onnxruntime
 from PIL import Image
 
 CJK = ((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F))
-NEVER_SPLIT = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
 
 
 def predict(model: str, image: str, text: str = "") -> dict[str, float]:
@@ -26,7 +25,8 @@ def predict(model: str, image: str, text: str = "") -> dict[str, float]:
     inputs = {"images": read_image(image, json.loads(about["transform"]))[None]}  # (1, 3, size, size)
     if "vocabulary" in about:
         pieces = {piece: number for number, piece in enumerate(about["vocabulary"].split("\n"))}
-        ids = encode(text, pieces, int(about["max_word_ids"]))
+        lower_case = json.loads(about.get("lower_case", "true"))  # files of an earlier version do not say it
+        ids = encode(text, pieces, int(about["max_word_ids"]), lower_case)
         inputs["word_ids"] = np.array([ids], dtype=np.int64)  # (1, 30), padded with 0
         inputs["word_mask"] = (inputs["word_ids"] != 0).astype(np.int64)
     logits = session.run(["logits"], inputs)[0][0].astype(np.float64)
@@ -49,17 +49,20 @@ def read_image(path: str, transform: dict) -> np.ndarray:
     return normalised.transpose(2, 0, 1)
 
 
-def encode(text: str, vocabulary: dict[str, int], length: int) -> list[int]:
+def encode(text: str, vocabulary: dict[str, int], length: int, lower_case: bool = True) -> list[int]:
     """The ids of `[CLS] pieces [SEP]`, cut and padded to `length`."""
-    pieces = [piece for word in words(text) for piece in word_pieces(word, vocabulary)]
+    pieces = [piece for word in words(text, lower_case) for piece in word_pieces(word, vocabulary)]
     ids = [vocabulary[piece] for piece in ("[CLS]", *pieces[: length - 2], "[SEP]")]
     return ids + [0] * (length - len(ids))
 
 
-def words(text: str) -> list[str]:
-    """BERT's words: lower case, without accents; punctuation and Chinese characters are words of their own."""
+def words(text: str, lower_case: bool = True) -> list[str]:
+    """BERT's words; punctuation and Chinese characters are words of their own.
+
+    In lower case a text has no accents either. A cased vocabulary keeps both.
+    """
     spaced = ""
-    for char in text:
+    for char in text.lower() if lower_case else text:
         kind = unicodedata.category(char)
         if char in "\t\n\r" or kind == "Zs":
             spaced += " "
@@ -67,11 +70,10 @@ def words(text: str) -> list[str]:
             spaced += f" {char} " if any(low <= ord(char) <= high for low, high in CJK) else char
     separated = ""
     for word in spaced.split():
-        if word in NEVER_SPLIT:
-            separated += f" {word}"
-            continue
-        plain = [char for char in unicodedata.normalize("NFD", word.lower()) if unicodedata.category(char) != "Mn"]
-        separated += " " + "".join(f" {char} " if is_punctuation(char) else char for char in plain)
+        if lower_case:
+            decomposed = unicodedata.normalize("NFD", word.lower())
+            word = "".join(char for char in decomposed if unicodedata.category(char) != "Mn")
+        separated += " " + "".join(f" {char} " if is_punctuation(char) else char for char in word)
     return separated.split()
 
 

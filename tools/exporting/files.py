@@ -50,6 +50,7 @@ def describe(predictor: Predictor) -> dict[str, str]:
         pieces = predictor.tokenizer.pieces(range(predictor.tokenizer.vocab_size))
         metadata["vocabulary"] = "\n".join(pieces)  # as in vocab.txt: the line number is the id
         metadata["max_word_ids"] = str(MAX_TEXT_TOKENS)
+        metadata["lower_case"] = json.dumps(predictor.tokenizer.lower_case)
     return metadata
 
 
@@ -57,7 +58,7 @@ def architecture(predictor: Predictor) -> dict[str, object]:
     """The arguments of `models.create_model` for the network that the weights fit."""
     arguments = {"name": predictor.name, "num_classes": len(predictor.class_names)}
     arguments |= {name: predictor.settings[name] for name in predictor.network.settings}
-    if predictor.name == "lora":
+    if predictor.network.reads_text:
         arguments["bert"] = predictor.model.text_model.config.to_dict()
     return arguments
 
