@@ -182,6 +182,26 @@ def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
         raise UserError(f"expected a picture of usual proportions, found {found} pixels: crop it")
 
 
+def same_topics(tokenizer: Tokenizer | None) -> Callable[[str], Any]:
+    """What tells topics apart: with a tokenizer their word ids, as published (TGCA-PVT); else their names.
+
+    Word ids merge names that differ in case, in accents, behind the 28th piece or in unknown words.
+    """
+    return (lambda topic: topic) if tokenizer is None else (lambda topic: tuple(tokenizer.encode(topic).ids.tolist()))
+
+
+def number_topics(samples: Sequence[Sample], key: Callable[[str], Any]) -> list[int]:
+    """The number of each sample's topic, equal if `key` of the topics is; raises UserError for one without a topic."""
+    for sample in samples:
+        if not sample.topic:
+            expected = "expected a topic for each image, which this --model reads"
+            remedy = "name the topics (in a table, in a column topic)"
+            raise UserError(f"{printable(sample.path)}: {expected}, found none: {remedy}")
+    keys = {topic: key(topic) for topic in dict.fromkeys(sample.topic for sample in samples)}
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(keys.values()))}
+    return [numbers[keys[sample.topic]] for sample in samples]
+
+
 MAX_REPLACEMENTS = 10
 Item = dict[str, Any]
 OnBadImage = Literal["error", "skip", "replace"]
@@ -205,9 +225,10 @@ class ItemsRead(NamedTuple):
 class StickerDataset(Dataset):
     """Images with their labels and, with a tokenizer, their texts as word ids.
 
-    An item has `image` (3, H, W), `label` and `index`, and with a tokenizer `word_ids` (30,) and `word_mask` (30,).
-    Texts are tokenised here, each distinct text once. The key of an item is its index, or a `Draw`, which has a seed
-    for its augmentation: the item then depends on nothing else, and the generators of this process stay as they are.
+    An item has `image` (3, H, W), `label` and `index`, with a tokenizer `word_ids` (30,) and `word_mask` (30,), and if
+    there are topics, `topics`, its topic's number. Texts are tokenised here, each distinct text once. The key of an
+    item is its index, or a `Draw`, which has a seed for its augmentation: the item then depends on nothing else, and
+    the generators of this process stay as they are.
 
     Reading a single item raises UserError where its image is broken. A loader asks for the items of a whole batch;
     there `on_bad_image` tells what becomes of such an image:
@@ -223,6 +244,7 @@ class StickerDataset(Dataset):
             large; a crop of it, in training as small as 8 % of its area, may come from fewer pixels than at full
             scale, and is enlarged. Not for evaluation.
         image_reading: how pictures are read, one of `readers.images.READINGS`.
+        topics: which topics are one, by `same_topics`; None gives no topics.
 
     Raises:
         UserError: with `cache_images`, pictures that do not fit into half of the memory.
@@ -243,6 +265,7 @@ class StickerDataset(Dataset):
         cache_images: bool = False,
         jpeg_draft: bool = False,
         image_reading: str = RGB_ON_WHITE,
+        topics: Callable[[str], Any] | None = None,
     ):
         self.samples = list(samples)
         self.labels = [sample.label for sample in self.samples]
@@ -254,6 +277,7 @@ class StickerDataset(Dataset):
         self.image_reading = image_reading
         self.cache = PictureCache(paths, self.least_size, image_reading) if cache_images else None
         self.blank = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
+        self.topics = number_topics(self.samples, topics) if topics is not None else None
         self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
         if tokenizer is not None:
             encoded = tokenizer.encode_all(sample.text for sample in self.samples)
@@ -296,6 +320,8 @@ class StickerDataset(Dataset):
         item = {"image": image, "label": sample.label, "index": index}
         if self.words is not None:
             item["word_ids"], item["word_mask"] = self.words[self.rows[index]]
+        if self.topics is not None:
+            item["topics"] = self.topics[index]
         return item
 
     def _read_into(self, read: ItemsRead, key: int | Draw) -> None:
@@ -331,12 +357,13 @@ def build_dataset(
     jpeg_draft: bool = False,
     annotations: str = "",
     image_reading: str = RGB_ON_WHITE,
+    topics: Callable[[str], Any] | None = None,
 ) -> StickerDataset:
     """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI`, `folder` or `csv`.
 
     Args:
         tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
-        on_bad_image, cache_images, jpeg_draft, image_reading: see `StickerDataset`.
+        on_bad_image, cache_images, jpeg_draft, image_reading, topics: see `StickerDataset`.
         annotations: see `readers.annotations.read_ser`.
 
     Raises:
@@ -354,4 +381,5 @@ def build_dataset(
         cache_images=cache_images,
         jpeg_draft=jpeg_draft,
         image_reading=image_reading,
+        topics=topics,
     )

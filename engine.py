@@ -51,10 +51,10 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype != torch.float32)
 
     def inputs(self, batch: Batch) -> list[Tensor]:
-        """What the model is called with: images and, if there are any, word ids and mask, on the device."""
+        """What the model is called with: images and, if there are any, word ids, mask and topics, on the device."""
         images = batch["image"].to(self.device, non_blocking=True, memory_format=self.memory_format)
-        words = [batch[name] for name in ("word_ids", "word_mask") if name in batch]
-        return [images, *(tensor.to(self.device, non_blocking=True) for tensor in words)]
+        others = [batch[name] for name in ("word_ids", "word_mask", "topics") if name in batch]
+        return [images, *(tensor.to(self.device, non_blocking=True) for tensor in others)]
 
 
 @dataclass
@@ -195,7 +195,8 @@ def evaluate(
             if text_features is None:
                 output = model(*inputs)
             else:
-                output = model(inputs[0], text_features=text_features(batch["index"]))
+                topics = {"topics": inputs[-1]} if "topics" in batch else {}
+                output = model(inputs[0], text_features=text_features(batch["index"]), **topics)
         indices.append(batch["index"])
         labels.append(batch["label"])
         logits.append(output.float().cpu())

@@ -40,7 +40,7 @@ from runtime.boards import Board, boards
 from runtime.launch import set_threads, start_processes
 from runtime.loader import worker_death
 from runtime.monitor import Monitor, all_speeds, ending_on_signals
-from runtime.reports import Evaluation, finish_report, report, tell_blank_images
+from runtime.reports import Evaluation, evaluation_context, finish_report, report, tell_blank_images
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
 from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
@@ -170,10 +170,10 @@ def prepare_folder(run: Run, training: Training) -> None:
     if not options.output_dir:
         return
     best = run.checkpoint_path("_best")
-    if options.protocol == "val" and training.best["epoch"] >= 0 and not best.is_file():
+    if training.evaluates_best and training.best["epoch"] >= 0 and not best.is_file():
         raise UserError(
             f"--output-dir {folder}: expected {best.name}, the best epoch {training.best['epoch']} of the resumed run, "
-            "which --protocol val evaluates at the end: copy it from where that run wrote"
+            f"which --protocol {options.protocol} evaluates at the end: copy it from where that run wrote"
         )
     if run.processes.is_main:
         log = folder / "log.txt"
@@ -274,8 +274,8 @@ def log_entry(training: Training, split: str, evaluation: Evaluation, speed: dic
 
 
 def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Board]) -> None:
-    """The test figures of the run: of the best epoch on val, or, as published, of the last epoch."""
-    is_chosen = run.options.protocol == "val"
+    """The test figures of the run: of the best epoch on val; as published, of the last epoch or TGCA-PVT's best."""
+    is_chosen = training.evaluates_best
     path = run.checkpoint_path("_best" if is_chosen else "")
     if is_chosen:
         with failing_together():
@@ -290,7 +290,7 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
     report(run, evaluation, "test", path, path.parent if run.options.output_dir else None)
     if run.processes.is_main and run.options.output_dir:
         finish_report(run, training.measured, training.history, evaluation, path, main_boards)
-    if not is_chosen:
+    if run.options.protocol == "published":
         print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
 
 
@@ -351,7 +351,7 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
         print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
     tell_blank_images(dataset, split, run.blank_images)
     metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
-    return Evaluation(metrics, predictions, not_scored)
+    return Evaluation(metrics, predictions, not_scored, evaluation_context(run, split, predictions))
 
 
 if __name__ == "__main__":

@@ -148,8 +148,8 @@ SHORTAGES = (  # what errors of the system, of Python and of PyTorch say, and wh
     ),
     (
         re.compile(
-            r"MemoryError|bad_alloc|Cannot allocate memory|can't allocate memory|not enough memory|"
-            r"Unable to allocate \S+ \wi?B|could not create a memory object"
+            r"MemoryError|bad_alloc|failed to map segment|not enough memory|"
+            r"Cannot allocate memory|can't allocate memory|Unable to allocate \S+ \wi?B|create a memory object"
         ),
         "out of memory: lower --batch-size or --num-workers, or allow the run more",
     ),
@@ -176,8 +176,8 @@ def shortage(error: BaseException) -> str | None:
     """
     if not isinstance(error, OSError | RuntimeError | MemoryError | ImportError):
         return None
-    lines = [f"{type(error).__name__}: {error}", *str(error).splitlines()]
-    text = "\n".join(line for line in lines if line and not line[0].isspace())
+    lines = f"{type(error).__name__}: {error}".splitlines()
+    text = "\n".join(line for line in lines if not line[:1].isspace())
     for sign, line in SHORTAGES:
         if sign.search(text):
             return line

@@ -66,18 +66,19 @@ class FusionBlock(nn.Module):
         num_heads: int = 12,
         dropout_rate: float,
         attention_dropout_rate: float,
+        attention: type[FirstTokenAttention] = FirstTokenAttention,
     ):
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.ffn_norm = nn.LayerNorm(hidden_dim, eps=1e-6)
         self.ffn = Mlp(hidden_dim, mlp_dim, drop=dropout_rate)
-        self.attn = FirstTokenAttention(hidden_dim, num_heads, attention_dropout_rate)
+        self.attn = attention(hidden_dim, num_heads, attention_dropout_rate)
         for linear in (self.ffn.fc1, self.ffn.fc2):
             init_xavier(linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, C) to the block's first output token (B, C); no norm follows."""
-        first = x[:, 0] + self.attn(self.attention_norm(x))
+    def forward(self, x: Tensor, *context: object) -> Tensor:
+        """Tokens (B, N, C) to the block's first output token (B, C); no norm follows. `context`: of the attention."""
+        first = x[:, 0] + self.attn(self.attention_norm(x), *context)
         return first + self.ffn(self.ffn_norm(first))
 
 

@@ -8,7 +8,7 @@ from pytorch_pretrained_bert import BertModel
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-from models.fusion import FusionBlock, init_xavier
+from models.fusion import FirstTokenAttention, FusionBlock, init_xavier
 from models.pvt import find_config, layer_matcher
 from models.text import MAX_TEXT_TOKENS, build_text_model, text_features
 from models.vision import VisionModel, VisualFeatures
@@ -34,10 +34,10 @@ class LORA_V(nn.Module):
         """Images (B, 3, H, W) to visual tokens (B, n_visual, C_4) and the patches that each stage selected."""
         return self.vision_model(images, selected)
 
-    def forward(self, images: Tensor, selected: Sequence[Tensor] | None = None) -> Tensor:
-        """Images (B, 3, H, W) to logits (B, num_classes); `selected`: see `VisionModel.forward`."""
-        x = self.v_proj(self.forward_features(images, selected).tokens)  # (B, n_visual, hidden_dim)
-        return self.head(self.fusion_model(x + self.pos_embed))
+    def forward(self, images: Tensor, selected: Sequence[Tensor] | None = None, *context: Any) -> Tensor:
+        """Images (B, 3, H, W) to logits (B, num_classes); `selected`, `context`: see `VisionModel.forward`."""
+        x = self.v_proj(self.vision_model(images, selected, *context).tokens)  # (B, n_visual, hidden_dim)
+        return self.head(self.fusion_model(x + self.pos_embed, *context))
 
 
 class LORA(nn.Module):
@@ -84,19 +84,20 @@ class LORA(nn.Module):
         word_mask: Tensor | None = None,
         text_features: Tensor | None = None,
         selected: Sequence[Tensor] | None = None,
+        *context: Any,
     ) -> Tensor:
         """Images (B, 3, H, W) with word ids and mask (B, 30) to logits (B, num_classes).
 
         Args:
             text_features: what `encode_text` returned, in place of ids and mask: the text encoder does not run.
-            selected: see `VisionModel.forward`.
+            selected, context: see `VisionModel.forward`.
         """
         if text_features is None:
             text_features = self.encode_text(word_ids, word_mask)  # type: ignore[arg-type]
-        visual = self.v_proj(self.forward_features(images, selected).tokens)  # (B, n_visual, hidden_dim)
+        visual = self.v_proj(self.vision_model(images, selected, *context).tokens)  # (B, n_visual, hidden_dim)
         text = self.l_proj(text_features)  # (B, 30, hidden_dim)
         x = torch.cat([visual, text], dim=1) + self.pos_embed  # (B, n_visual + 30, hidden_dim)
-        return self.head(self.fusion_model(x))
+        return self.head(self.fusion_model(x, *context))
 
 
 def build_lora(*, bert: Mapping[str, Any] | None = None, tunebert: bool = False, **settings: Any) -> LORA:
@@ -112,6 +113,8 @@ def build_lora_v(**settings: Any) -> LORA_V:
 
 
 def build_parts(
+    vision: type[VisionModel] = VisionModel,
+    attention: type[FirstTokenAttention] = FirstTokenAttention,
     *,
     num_classes: int = 7,
     alpha: int = 8,
@@ -129,6 +132,7 @@ def build_parts(
     """The visual half, and what the heads of LORA and LORA-V are built with.
 
     Args:
+        vision, attention: the classes of the visual half and of the fusion's attention.
         alpha, locals, tokens: see `VisionModel`; drop, drop_path: see `models.pvt.PVT`.
         fuse_dropout_rate: dropout in the fusion's MLP; fuse_attention_dropout_rate: in its attention.
         hidden_dim: width of the fusion, a multiple of its heads.
@@ -136,8 +140,9 @@ def build_parts(
         backbone: a name of `models.pvt.BACKBONES`.
     """
     config = find_config(backbone)
-    vision_model = VisionModel(config, alpha=alpha, locals=locals, tokens=tokens, drop=drop, drop_path=drop_path)
+    vision_model = vision(config, alpha=alpha, locals=locals, tokens=tokens, drop=drop, drop_path=drop_path)
     fusion = {
+        "attention": attention,
         "mlp_dim": fuse_mlp_dim,
         "num_heads": fuse_num_heads,
         "dropout_rate": fuse_dropout_rate,

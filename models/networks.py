@@ -87,7 +87,7 @@ class Network:
     Attributes:
         name: as `--model` has it.
         title: as documents have it.
-        reads: what it is called with, in order: "image", "text".
+        reads: what it is called with, in order: "image", "text", "topic".
         settings: the names in `SETTINGS` that a checkpoint of it fits or not.
         rates: further keyword arguments of `create_model`, which its weights do not depend on.
         checkpoint: how the names of its checkpoints begin.
@@ -96,6 +96,7 @@ class Network:
         is_pyramid: whether it has the PVT of this project, with its rules on image sizes.
         selects_patches: whether it has local re-attention.
         learns: whether it is trained by steps of an optimizer.
+        keeps_best: whether it was published with the weights of the best epoch on test, the later of equal ones.
     """
 
     name: str
@@ -109,11 +110,17 @@ class Network:
     is_pyramid: bool = True
     selects_patches: bool = True
     learns: bool = True
+    keeps_best: bool = False
 
     @property
     def reads_text(self) -> bool:
         """Whether it has a text encoder."""
         return "text" in self.reads
+
+    @property
+    def reads_topics(self) -> bool:
+        """Whether its logits depend on which stickers of a batch have the same topic."""
+        return "topic" in self.reads
 
     @property
     def reads_images(self) -> bool:
@@ -149,6 +156,27 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
                 checkpoint="checkpoint_v",
                 command="main_V.py",
                 builder="models.lora:build_lora_v",
+            ),
+            Network(
+                name="tgca_pvt",
+                title="TGCA-PVT",
+                reads=("image", "text", "topic"),
+                settings=LORA_SETTINGS,
+                rates=(*BACKBONE_RATES, *FUSION_RATES, "tunebert"),
+                checkpoint="checkpoint_tgca",
+                command="main.py --model tgca_pvt",
+                builder="models.tgca:build_tgca_pvt",
+                keeps_best=True,
+            ),
+            Network(
+                name="tgca_pvt_v",
+                title="TGCA-PVT-V",
+                reads=("image", "topic"),
+                settings=LORA_SETTINGS,
+                rates=(*BACKBONE_RATES, *FUSION_RATES),
+                checkpoint="checkpoint_tgca_v",
+                command="main_V.py --model tgca_pvt_v",
+                builder="models.tgca:build_tgca_pvt_v",
             ),
             Network(
                 name="pvt",
@@ -223,8 +251,8 @@ def create_model(name: str, **settings: Any) -> Any:
     """Builds a network with its initial values; no file and no network connection is touched, but for timm's weights.
 
     Args:
-        name: "lora", called as `model(images, word_ids, word_mask)`; "lora_v" and "pvt", called as `model(images)`; or
-            a baseline of `models.baselines`.
+        name: "lora", called as `model(images, word_ids, word_mask)`; "lora_v" and "pvt", called as `model(images)`;
+            "tgca_pvt" and "tgca_pvt_v", called as these with topics (B,) after; or one of `models.baselines`.
         settings: `num_classes` (7), and what the network's builder takes: see `models.lora.build_parts`.
 
     Raises:

@@ -221,12 +221,18 @@ class PVT(nn.Module):
                 self.add_module(name, module)
             self.add_module(f"patch_embed{stage + 1}", PatchEmbed(config.patch_sizes[stage], *dims))
             self.add_module(f"block{stage + 1}", all_blocks[stage])
+            for name, module in self.after_blocks(stage).items():
+                self.add_module(name, module)
         self.norm = nn.LayerNorm(config.embed_dims[3], eps=1e-6)
         for parameter in self.parameters(recurse=False):  # class tokens and position embeddings
             trunc_normal_(parameter, std=0.02)
         self.apply(init_linear)
         self.head = nn.Linear(config.embed_dims[3], num_classes) if num_classes else nn.Identity()
         init_linear(self.head)
+
+    def after_blocks(self, stage: int) -> Mapping[str, nn.Module]:
+        """The modules of stage 0 to 3 that are registered after its blocks, by name: none."""
+        return {}
 
     def has_class_token(self, stage: int) -> bool:
         """Whether stage 0 to 3 has a class token."""

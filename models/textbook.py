@@ -1,9 +1,10 @@
-"""LORA and LORA-V in textbook form: the formulas of the paper (section 4) and docs/method.md over a state dict.
+"""LORA, LORA-V, TGCA-PVT and TGCA-PVT-V in textbook form: the formulas of docs/method.md over a state dict.
 
 This is what the other modules are tested against and timed against. It imports none of them and is not fast: attention
 keeps its maps, re-attention multiplies whole maps into N x N matrices, and the fusion block computes every token though
 only the first is used. It has no dropout and no drop path; only the choice of patches has no gradient. It runs in
-float32 and float64.
+float32 and float64. TGCA-PVT (ACM MM 2024) gives each token of each stage its topic's context, attends to
+the stage's maximum in each row, and passes all tokens through both maps of the fusion.
 
 Shapes: B images, N tokens of a stage, M reduced key/value tokens, both with the class token if the stage has one;
 C channels of a stage, D of the visual sequence, E of the fusion head.
@@ -16,6 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FUSION_HEADS = 12
 
 Params = Mapping[str, Tensor]
 
@@ -62,6 +65,40 @@ def lora_forward(
     return Output(fusion_head(params, tokens, num_heads=fuse_num_heads), visual, selected)
 
 
+def tgca_pvt_v_forward(
+    params: Params,
+    images: Tensor,
+    topics: Tensor,
+    *,
+    alpha: int,
+    locals: Sequence[int],
+    heads: Sequence[int] = (1, 2, 5, 8),
+    reductions: Sequence[int] = (8, 4, 2, 1),
+) -> Output:
+    """TGCA-PVT-V on images (B, 3, H, W) and topics (B,)."""
+    sizes = {"alpha": alpha, "locals": locals, "heads": heads, "reductions": reductions}
+    visual, selected = topic_sequence(params, images, topics, **sizes)
+    return Output(topic_fusion_head(params, linear(params, "v_proj", visual), topics), visual, selected)
+
+
+def tgca_pvt_forward(
+    params: Params,
+    images: Tensor,
+    text_features: Tensor,
+    topics: Tensor,
+    *,
+    alpha: int,
+    locals: Sequence[int],
+    heads: Sequence[int] = (1, 2, 5, 8),
+    reductions: Sequence[int] = (8, 4, 2, 1),
+) -> Output:
+    """TGCA-PVT on images (B, 3, H, W), text features (B, T, C_text) and topics (B,)."""
+    sizes = {"alpha": alpha, "locals": locals, "heads": heads, "reductions": reductions}
+    visual, selected = topic_sequence(params, images, topics, **sizes)
+    tokens = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
+    return Output(topic_fusion_head(params, torch.cat(tokens, dim=1), topics), visual, selected)
+
+
 def visual_sequence(
     params: Params,
     images: Tensor,
@@ -89,6 +126,63 @@ def visual_sequence(
         feature_map = patches.mT.unflatten(2, grid)  # (B, C, H, W)
     sequence = torch.cat([*reversed(global_tokens), torch.cat(local_tokens, dim=1).flip(1)], dim=1)
     return layer_norm(params, "vision_model.norm", sequence, eps=1e-6), selected
+
+
+def topic_sequence(
+    params: Params,
+    images: Tensor,
+    topics: Tensor,
+    *,
+    alpha: int,
+    locals: Sequence[int],
+    heads: Sequence[int],
+    reductions: Sequence[int],
+) -> tuple[Tensor, list[Tensor]]:
+    """TGCA-PVT's visual tokens (B, n_visual, D), and the patches chosen in each stage with re-attention."""
+    feature_map, global_tokens, topic_tokens, local_tokens, selected = images, [], [], [], []
+    for stage in (1, 2, 3, 4):
+        last_stage = stage == 4
+        reattend = last_stage or bool(locals[stage - 1])
+        feature_map = frequency_module(params, f"vision_model.patch_embed{stage}.fft", feature_map)
+        x, maps, grid = backbone_stage(params, feature_map, stage, num_heads=heads[stage - 1], class_token=reattend)
+        with_context = topic_context(params, f"vision_model.conv{stage}", x, topics)  # (B, N, C)
+        if reattend:
+            chosen = choose_patches(maps, alpha * reductions[stage - 1] ** 2, last_stage=last_stage)
+            selected.append(chosen)
+            local = torch.stack([image[index] for image, index in zip(x[:, 1:], chosen.flatten(1), strict=True)])
+            local = attended(local, local.amax(dim=1, keepdim=True).expand_as(local))  # (B, heads * count, C)
+            local_tokens.append(local if last_stage else perceptron(params, f"vision_model.local_proj{stage}", local))
+            for tokens, token in ((global_tokens, x[:, :1]), (topic_tokens, with_context[:, :1])):
+                tokens.append(token if last_stage else perceptron(params, f"vision_model.global_proj{stage}", token))
+        feature_map = (x[:, 1:] if reattend else x).mT.unflatten(2, grid)  # (B, C, H, W)
+    global_tokens = attended(*(torch.cat(tokens[::-1], dim=1) for tokens in (global_tokens, topic_tokens)))
+    sequence = torch.cat([global_tokens, torch.cat(local_tokens, dim=1).flip(1)], dim=1)
+    return layer_norm(params, "vision_model.norm", sequence, eps=1e-6), selected
+
+
+def frequency_module(params: Params, name: str, x: Tensor) -> Tensor:
+    """TGCA-PVT's change of a map's spectrum, (B, C, H, W) to the same."""
+    spectrum = torch.fft.rfft2(x, norm="ortho")
+    r, i = (params[f"{name}.{role}"].diagonal()[:, None, None] for role in ("r", "i"))
+    u = F.relu(spectrum.real * r - spectrum.imag * i + params[f"{name}.rb"][:, None, None])
+    v = F.relu(spectrum.imag * r + spectrum.real * i + params[f"{name}.ib"][:, None, None])
+    gates = []
+    for gate, part in (("SE1", u), ("SE2", v)):
+        squeezed = F.relu(F.linear(part.mean(dim=(2, 3)), params[f"{name}.{gate}.fc.0.weight"]))
+        gates.append(F.linear(squeezed, params[f"{name}.{gate}.fc.2.weight"]).sigmoid()[:, :, None, None])
+    change = torch.complex(gates[0] * u, gates[1] * v)
+    return torch.fft.irfft2(spectrum + change, s=x.shape[2:], norm="ortho")
+
+
+def topic_context(params: Params, name: str, x: Tensor, topics: Tensor) -> Tensor:
+    """Each token of (B, N, C) plus the mean, over the stickers of its topic, of x + W x + b."""
+    y = x + F.conv1d(x.mT, params[f"{name}.weight"], params[f"{name}.bias"]).mT
+    return x + torch.stack([y[topics == topic].mean(dim=0) for topic in topics])
+
+
+def attended(x: Tensor, other: Tensor) -> Tensor:
+    """x + softmax(x other^T) other for two sequences (B, N, C); without a scale."""
+    return x + (x @ other.mT).softmax(dim=-1) @ other
 
 
 @torch.no_grad()
@@ -202,6 +296,23 @@ def fusion_head(params: Params, tokens: Tensor, *, num_heads: int) -> Tensor:
     names = [f"fusion_model.attn.{role}" for role in ("query", "key", "value")]
     mixed, _ = softmax_attention(*(split_heads(linear(params, name, normed), num_heads) for name in names))
     x = x + linear(params, "fusion_model.attn.out", mixed)
+    x = x + mlp(params, "fusion_model.ffn", layer_norm(params, "fusion_model.ffn_norm", x, eps=1e-6))
+    return linear(params, "head", x[:, 0])
+
+
+def topic_fusion_head(params: Params, tokens: Tensor, topics: Tensor) -> Tensor:
+    """As `fusion_head`, with topic queries t between queries and keys: softmax(q t^T) softmax(t k^T) v."""
+    x = tokens + params["pos_embed"]
+    name = "fusion_model.attn"
+    normed = layer_norm(params, "fusion_model.attention_norm", x, eps=1e-6)
+    q, k, v = (
+        split_heads(linear(params, f"{name}.{role}", normed), FUSION_HEADS) for role in ("query", "key", "value")
+    )
+    context = topic_context(params, f"{name}.conv", normed, topics)
+    t = split_heads(linear(params, f"{name}.query", context), FUSION_HEADS)
+    mixed, _ = softmax_attention(t, k, v)
+    mixed, _ = softmax_attention(q, t, split_heads(mixed, FUSION_HEADS))
+    x = x + linear(params, f"{name}.out", mixed)
     x = x + mlp(params, "fusion_model.ffn", layer_norm(params, "fusion_model.ffn_norm", x, eps=1e-6))
     return linear(params, "head", x[:, 0])
 

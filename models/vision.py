@@ -4,7 +4,7 @@ docs/method.md has the order of the visual sequence and the number of its tokens
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +67,8 @@ class VisionModel(PVT):
         x, class_token, maps = self.forward_stage(x, stage)
         return x, class_token, class_token_scores(maps, last_stage=stage == 3) if maps else None
 
-    def forward(self, images: Tensor, selected: Sequence[Tensor] | None = None) -> VisualFeatures:
-        """Images (B, 3, H, W) to the visual tokens and the selected patches.
+    def forward(self, images: Tensor, selected: Sequence[Tensor] | None = None, *context: Any) -> VisualFeatures:
+        """Images (B, 3, H, W) to the visual tokens and the selected patches; `context` is what `global_tokens` needs.
 
         Args:
             selected: patch indices (B, heads, k) for each stage with re-attention, taken in place of its own choice.
@@ -77,7 +77,7 @@ class VisionModel(PVT):
             ValueError: sides that are not multiples of 32, or too small for alpha.
         """
         check_image_size(images.shape[2], images.shape[3], self.alpha)
-        global_tokens: list[Tensor] = []
+        class_tokens: dict[int, Tensor] = {}
         local_tokens: list[Tensor] = []
         taken: list[Tensor] = []
         all_scores: list[Tensor] = []
@@ -92,11 +92,20 @@ class VisionModel(PVT):
             all_scores.append(scores)
             if self.keeps_local:
                 chosen = gather_patches(x.flatten(2).transpose(1, 2), patches)  # (B, heads * count, C)
-                local_tokens.append(self.project(chosen, "local", stage))  # (B, heads * count, C_4)
+                local_tokens.append(self.project(self.refine(chosen), "local", stage))  # (B, heads * count, C_4)
             if self.keeps_global or stage == 3:
-                global_tokens.append(self.project(class_token, "global", stage))  # (B, 1, C_4)
-        tokens = [*reversed(global_tokens), *(local.flip(1) for local in reversed(local_tokens))]
+                class_tokens[stage] = class_token  # (B, 1, C)
+        tokens = [self.global_tokens(class_tokens, *context), *(local.flip(1) for local in reversed(local_tokens))]
         return VisualFeatures(self.norm(torch.cat(tokens, dim=1)), taken, all_scores)
+
+    def refine(self, chosen: Tensor) -> Tensor:
+        """The selected patches (B, heads * count, C) of a stage as they are projected: in LORA, as they are."""
+        return chosen
+
+    def global_tokens(self, class_tokens: Mapping[int, Tensor]) -> Tensor:
+        """The class tokens (B, 1, C) of stages 0 to 3 at the width of stage 4, last stage first: (B, stages, C_4)."""
+        tokens = [self.project(token, "global", stage) for stage, token in class_tokens.items()]
+        return torch.cat(tokens[::-1], dim=1)
 
     def project(self, tokens: Tensor, kind: str, stage: int) -> Tensor:
         """Local or global tokens (B, n, C) of stage 0 to 3 to the width of stage 4, which has it already."""

@@ -33,11 +33,12 @@ OTHER_LISTS = Path("other_dataset")  # of the working folder, where the publishe
 
 
 class Sample(NamedTuple):
-    """An image with its label, counted from 0, and its text, '' where it has none."""
+    """An image with its label, counted from 0, its text and its topic, '' where it has none."""
 
     path: Path
     label: int
     text: str
+    topic: str = ""
 
 
 def no_text(path: str) -> str:
@@ -46,12 +47,13 @@ def no_text(path: str) -> str:
 
 
 class Entry(NamedTuple):
-    """What a list says of an image: what to call the entry, the parts of its path below the root, label and text."""
+    """What a list says of an image: what to call the entry, the parts of its path below the root, and a `Sample`'s."""
 
     where: str
     parts: tuple[str, ...]
     label: int
     text: str = ""
+    topic: str = ""
 
 
 def read_ser(
@@ -134,7 +136,7 @@ def collect(
     paths = place(source, root, [(entry.where, entry.parts) for entry in entries], report)
     pairs = [(path, entry) for path, entry in zip(paths, entries, strict=True) if path is not None]
     report_repeated(source, pairs, report)
-    return [Sample(path, entry.label, entry.text) for path, entry in pairs]
+    return [Sample(path, entry.label, entry.text, entry.topic) for path, entry in pairs]
 
 
 def report_repeated(source: Path, pairs: Iterable[tuple[Path, Entry]], report: Report) -> None:
@@ -198,7 +200,7 @@ def ser_entry(source: Path, number: int, entry: Any, *, texts: bool) -> Entry:
         if not entry[key]:
             raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
     label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
-    return Entry(where, (topic, file_name), label, text)
+    return Entry(where, (topic, file_name), label, text, topic)
 
 
 def _listed(source: Path) -> Iterable[tuple[int, Any]]:
@@ -213,7 +215,7 @@ def _pair(source: Path, number: int, pair: Any, *, names: tuple[str, ...], path_
         raise entry_mistake(source, where, "a path and a class id", f"{len(pair)} values")
     path = field(pair, path_at, str, source, where)
     label = label_field(pair, 1 - path_at, range(len(names)), source, where)
-    return Entry(where, (below, path), label)
+    return Entry(where, (below, path), label, topic=path)
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
@@ -229,12 +231,17 @@ def _line_entry(source: Path, number: int, line: str) -> Entry:
     if not slash or name.casefold() not in EMOTION_ROI_NAMES:
         expected = f"a path that starts with one of the folders {', '.join(EMOTION_ROI_NAMES)}"
         raise entry_mistake(source, f"line {number}", expected, typed(line), UnknownLabel)
-    return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()))
+    return Entry(f"line {number}", ("images", line), EMOTION_ROI_NAMES.index(name.casefold()), topic=line)
 
 
 def class_file_entry(
     folder: Path, name: str, file: tuple[str, ...], label: int, text_of: Callable[[str], str] = no_text
 ) -> Entry:
-    """The entry for a file in a class folder; `text_of` gives the text of a path."""
+    """The entry for a file in a class folder; `text_of` gives the text of a path.
+
+    Its topic is the deeper folder that it is in. In the class folder itself it is its own topic: the class folder's
+    name would tell the label.
+    """
     parts = (folder.name, name, *file)
-    return Entry(f"class folder {name}", parts, label, text_of("/".join(parts)))
+    topic = "/".join(file[:-1]) or f"{name}/{file[-1]}"
+    return Entry(f"class folder {name}", parts, label, text_of("/".join(parts)), topic)

@@ -113,6 +113,9 @@ def is_entry(value: Any) -> bool:
     return is_log and is_number(value.get("val_acc1", value.get("test_acc1")))
 
 
+TOPIC_WEIGHT = "fusion_model.attn.conv.weight"  # TGCA-PVT has it, LORA does not
+
+
 @dataclass
 class Checkpoint:
     """What a checkpoint holds: the fields of its file, which has no others that are read.
@@ -156,6 +159,8 @@ class Checkpoint:
             if not network.is_pyramid:
                 return network
         parts = {name.partition(".")[0] for name in self.model}
+        if TOPIC_WEIGHT in self.model:
+            return get_network("tgca_pvt" if "text_model" in parts else "tgca_pvt_v")
         return get_network("lora" if "text_model" in parts else "pvt" if "patch_embed1" in parts else "lora_v")
 
     def setting(self, name: str) -> Any:

@@ -32,7 +32,7 @@ from readers.placing import plain_name
 from readers.tables import read_table
 from utils import listed, mistake, printable, typed
 
-COLUMNS = ("path", "label", "split")  # and, if there are texts, text
+COLUMNS = ("path", "label", "split")  # and, if there are any, text and topic
 OWN_SPLITS = ("train", "val", "test")
 FOLDER_TEXTS = "texts.json"  # of class folders: path below the data set's folder to text
 
@@ -46,11 +46,12 @@ class Line(NamedTuple):
     split: str
     path: str
     text: str
+    topic: str
 
 
 def table_lines(file: Path, report: Report) -> Iterator[Line]:
     """The lines of a table that have what they must; a wrong one goes to `report`. Raises UserError."""
-    for number, row in read_table(file, COLUMNS, report, more=("text",)):
+    for number, row in read_table(file, COLUMNS, report, more=("text", "topic")):
         where = f"line {number}"
         label, split = plain_label(row["label"]), row["split"].strip().casefold()
         if not (row["path"].strip() and label and split):
@@ -60,7 +61,7 @@ def table_lines(file: Path, report: Report) -> Iterator[Line]:
         elif not label.isprintable() or len(row["label"].strip().splitlines()) > 1:  # after a quote without its end
             report(entry_mistake(file, where, "a label of printable characters", typed(row["label"])))
         else:
-            yield Line(number, row["label"], label, split, row["path"], row.get("text", ""))
+            yield Line(number, row["label"], label, split, row["path"], row.get("text", ""), row.get("topic", ""))
 
 
 def table_classes(file: Path, lines: Iterable[Line]) -> tuple[str, ...]:
@@ -121,7 +122,7 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
 
 
 def read_csv(file: str | Path, split: str, report: Report = stop) -> list[Sample]:
-    """Reads a split of a table with the columns path, label, split and, if there are texts, text (`read_table`).
+    """Reads a split of a table with the columns path, label, split and, if it has them, text and topic (`read_table`).
 
     Paths are relative to the file's folder; labels are names, of which those of the split train are the classes.
 
@@ -191,4 +192,4 @@ def _table_entry(source: Path, number: int, line: Line, *, names: tuple[str, ...
     if line.label not in names:
         expected = f"a label that train has: {listed(names)}"
         raise entry_mistake(source, where, expected, typed(line.label), UnknownLabel)
-    return Entry(where, (line.path,), names.index(line.label), line.text)
+    return Entry(where, (line.path,), names.index(line.label), line.text, line.topic)

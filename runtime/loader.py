@@ -102,7 +102,9 @@ def read_batches(loader: Iterable[Batch | UserError | RunError]) -> Iterator[Bat
     except RunError:
         raise
     except (RuntimeError, OSError, MemoryError) as error:
-        end = worker_death(error) or shortage(error)
+        workers = getattr(getattr(loader, "_iterator", None), "_workers", ())
+        told = [SHORTAGE_CODES[worker.exitcode] for worker in workers if worker.exitcode in SHORTAGE_CODES]
+        end = told[0] if told else worker_death(error) or shortage(error)
         if end is None:
             raise
         _end_half_started(error)

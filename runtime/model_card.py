@@ -16,6 +16,7 @@ import torch
 
 from inference.predictor import Predictor, load_predictor
 from readers.data_sets import DATA_SETS
+from readers.images import PUBLISHED
 from utils import UserError, printable, write_whole
 
 MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
@@ -65,6 +66,7 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         f"- Data set: `--dataset {printable(settings['dataset'])}`" + (f" ({dataset.layout})" if dataset else ""),
         f"- Classes, in the order of the logits: {classes}",
         f"- Protocol: {protocol}",
+        *(["- Images: read as the published code does"] if predictor.image_reading == PUBLISHED else []),
         *figures(Path(checkpoint)),
         *([f"- Export: torch {torch.__version__}; {checked}"] if checked else []),
         f"\n## Loading\n\n{loading(predictor, file, format)}",
@@ -88,9 +90,12 @@ def figures(checkpoint: Path) -> list[str]:
         acc1, macro_f1, loss = metrics["acc1"], 100 * metrics["macro"]["f1"], metrics["loss"]
         if not all(map(math.isfinite, (acc1, macro_f1, loss))) or metrics["checkpoint"] != checkpoint.name:
             raise ValueError(path)
+        context = metrics.get("context")
+        lines = [f"- Context of the test figures: {printable(str(context['statement']))}"] if context else []
         return [
             f"- Test: top-1 {acc1:.2f} %, macro F1 {macro_f1:.2f} %, loss {loss:.4f} on "
-            f"{int(metrics['samples'])} images, read from `{printable(path.name)}`"
+            f"{int(metrics['samples'])} images, read from `{printable(path.name)}`",
+            *lines,
         ]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # no file, or not an evaluation's
         return ["- Test: not evaluated"]

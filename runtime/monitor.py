@@ -224,9 +224,9 @@ class Speed:
             self.waited += time.monotonic() - asked
             if batch is None:
                 return
-            yield batch
-            self.batches += 1
+            self.batches += 1  # as `progress` asks when the work on it is done
             self.images += len(batch.get("label", ()))
+            yield batch
 
     def figures(self) -> dict[str, float]:
         """For the log: images a second, the share of the time spent waiting for data, and the peak of GPU memory."""

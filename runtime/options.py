@@ -91,6 +91,12 @@ def add_run(parser: Parser) -> None:
         help="end the run, and say where it hangs, once no batch was done for so long",
     )
     group.add_argument(
+        "--context",
+        choices=("batch", "alone"),
+        help="what an evaluation of tgca_pvt shows a sticker beside itself: batch, the others of its topic among "
+        "int(1.5 x batch size) consecutive ones, as published and the default; alone, none",
+    )
+    group.add_argument(
         "--dist-eval",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -146,8 +152,9 @@ def add_model(parser: Parser) -> None:
         action=ModelName,
         default="lora",
         metavar="NAME",
-        help="lora, lora_v, or to compare with: pvt, the backbone as a classifier; timm/NAME, any network of timm; "
-        "bert, the text alone; majority, the most frequent class; as published, pvt_small ... means --backbone",
+        help="lora, lora_v, tgca_pvt, tgca_pvt_v, or to compare with: pvt, the backbone as a classifier; timm/NAME, "
+        "any network of timm; bert, the text alone; majority, the most frequent class; as published, pvt_small ... "
+        "means --backbone",
     )
     group.add_argument(
         "--texts",
@@ -253,6 +260,12 @@ def add_data(parser: Parser) -> None:
     )
     group.add_argument(
         "--prefetch-factor", type=positive_int, default=2, metavar="N", help="batches that a worker reads ahead"
+    )
+    group.add_argument(
+        "--topics-as",
+        choices=("encoded", "exact"),
+        help="which topics are one for tgca_pvt: encoded, of equal word ids, as published and the default; exact, of "
+        "equal names",
     )
     group.add_argument("--steps-per-epoch", type=positive_int, metavar="N", help="end each epoch after N steps")
     group.add_argument("--pin-mem", action=argparse.BooleanOptionalAction, default=True, help="pinned memory, on CUDA")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -87,11 +88,47 @@ def read_predictions(path: str | Path) -> PredictionFile:
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation gave: the figures, the predictions in the order of the samples, and what was not scored."""
+    """What an evaluation gave: the figures, the predictions in the order of the samples, and what was not scored.
+
+    `context` is what the predictions depend on beside the images, of a network that reads topics.
+    """
 
     metrics: dict[str, Any]
     predictions: Predictions
     not_scored: list[dict[str, str]]
+    context: dict[str, Any] | None = None
+
+
+def evaluation_context(run: Run, split: str, predictions: Predictions) -> dict[str, Any] | None:
+    """What the predictions of a network that reads topics depend on; None for another network."""
+    options, dataset, size = run.options, run.data[split], run.eval_batch_size
+    if not run.network.reads_topics:
+        return None
+    topics, company = dataset.topics, 0
+    if topics is not None:
+        groups = Counter((index // size, topics[index]) for index in predictions.indices.tolist())
+        company = sum(count for count in groups.values() if count > 1)
+    lists = f", --annotations {options.annotations}" if options.annotations else ""
+    context = {
+        "mode": options.context,
+        "batch_size": size,
+        "list": f"{split} of {options.dataset}, {options.data_path}{lists}, in the order of the list",
+        "processes": run.processes.world_size,
+        "with_others_of_their_topic": company,
+        "left_out": len(dataset) - len(predictions.indices),
+    }
+    return context | {"statement": context_statement(context)}
+
+
+def context_statement(context: dict[str, Any]) -> str:
+    """What stands beside the figures."""
+    if context["mode"] == "alone":
+        return "alone: each prediction depends on its own sticker only"
+    return (
+        f"batch: predictions look at other images of the split; {context['with_others_of_their_topic']} stickers had "
+        f"another of their topic beside them in batches of {context['batch_size']}, {context['list']}, "
+        f"{context['processes']} processes, {context['left_out']} images left out, which changes the others"
+    )
 
 
 def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path | None) -> None:
@@ -104,6 +141,8 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
     with failing_together():
         if run.processes.is_main:
             figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics, **without}
+            if evaluation.context:
+                figures["context"] = evaluation.context
             write_json(path, {**figures, "not_scored": evaluation.not_scored, "run": run.facts})
             table = predictions_table(named(run, evaluation.predictions, split))
             write_whole(path.with_suffix(".csv"), table.encode())
@@ -111,6 +150,8 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
     for metrics in without.values():
         said = f"without {metrics['left_out']:,} near-duplicates of train"
         print0(f"{split} of {run.options.dataset}, {said}:\n{format_metrics(metrics)}")
+    if evaluation.context:
+        print0(f"context {evaluation.context['statement']}")
     print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
 
 

@@ -17,7 +17,7 @@ from timm.data import Mixup
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datasets import InputStatistics, StickerDataset, build_dataset, build_transform
+from datasets import InputStatistics, StickerDataset, build_dataset, build_transform, same_topics
 from engine import Precision
 from models import SETTINGS, TIMM, Network, get_network
 from models.baselines import input_statistics
@@ -26,7 +26,7 @@ from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
 from readers.images import PUBLISHED, RGB_ON_WHITE
 from readers.near_duplicates import read_twins
-from readers.tokenizer import Tokenizer
+from readers.tokenizer import DEFAULT_VOCABULARY, Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from runtime.weights import Start, build_model, check_classes, find_own_name, read_start, resolve_resume
@@ -98,10 +98,15 @@ class Run:
         """A loader of whole batches, built once, of which each process has its share unless --no-dist-eval."""
         if split not in self._eval_loaders:
             shares = (self.processes.world_size, self.processes.rank) if self.options.dist_eval else (1, 0)
-            sampler = EvalBatchSampler(len(self.data[split]), self.options.batch_size, *shares)
+            sampler = EvalBatchSampler(len(self.data[split]), self.eval_batch_size, *shares)
             loader = build_loader(self.data[split], batch_sampler=sampler, **self._loader_settings())
             self._eval_loaders[split] = loader
         return self._eval_loaders[split]
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images a batch of an evaluation; as published where a prediction depends on it."""
+        return int(1.5 * self.options.batch_size) if self.options.context == "batch" else self.options.batch_size
 
     @cached_property
     def _eval_loaders(self) -> dict[str, DataLoader]:
@@ -153,6 +158,7 @@ def build_run(options: Namespace, processes: Processes) -> Run:
         if options.deterministic:
             make_deterministic()
         check_options(options, network)
+        resolve_topics(options, network)
     find_own_name(options, network)
     newest = resolve_resume(options, network, processes)
     with failing_together():
@@ -260,7 +266,17 @@ def check_model(options: Namespace, network: Network) -> None:
     if options.visfinetune and not network.reads_images:
         raise UserError(f"--visfinetune: --model {options.model} sees no image: leave the flag out")
     if options.layer_decay and not network.is_pyramid:
-        raise UserError(f"--layer-decay is for lora, lora_v and pvt: leave it out with --model {options.model}")
+        raise UserError(f"--layer-decay is for networks of PVT: leave it out with --model {options.model}")
+
+
+def resolve_topics(options: Namespace, network: Network) -> None:
+    """Puts the defaults of a network that reads topics into the options; for another, these flags are an error."""
+    for name, default in (("context", "batch"), ("topics_as", "encoded")):
+        if getattr(options, name) is None:
+            setattr(options, name, default if network.reads_topics else None)
+        elif not network.reads_topics:
+            flag = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise UserError(f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found {options.model}: leave it out")
 
 
 def choose_image_reading(options: Namespace, start: Start) -> None:
@@ -280,8 +296,12 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
     else:
         splits = ["train", "test"] if options.protocol == "published" else ["train", "val", "test"]
     name = "SER_V" if options.dataset == "SER" and tokenizer is None else options.dataset
+    topics = None
+    if network.reads_topics:
+        topics = same_topics((tokenizer or Tokenizer(DEFAULT_VOCABULARY)) if options.topics_as == "encoded" else None)
     data = {}
     for split in splits:
+        is_alone = options.context == "alone" and split != "train"
         transform = build_transform(
             split == "train" and not options.no_aug,
             input_size=options.input_size,
@@ -306,6 +326,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             jpeg_draft=options.jpeg_draft and split == "train",
             annotations=options.annotations,
             image_reading=options.image_reading,
+            topics=None if is_alone else topics,
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
         if tokenizer is not None and not any(sample.text for sample in data[split].samples):

@@ -88,6 +88,11 @@ class Training:
         is_full = self.run.options.fp32_resume and self.epoch < self.first_epoch + FP32_EPOCHS
         return replace(self.run.precision, amp_dtype=torch.float32) if is_full else self.run.precision
 
+    @property
+    def evaluates_best(self) -> bool:
+        """Whether the run ends with the figures of its best epoch, not of its last one."""
+        return self.run.options.protocol == "val" or self.run.network.keeps_best
+
     def stepper(self, after_step: Callable[[int], None]) -> Stepper:
         """How batches become steps of the optimizer, with `after_step` called after each."""
         options, scaler = self.run.options, self.scaler
@@ -115,6 +120,8 @@ class Training:
         """
         accuracy = watched_accuracy(entry)
         is_best = accuracy > self.best["acc1"] or self.best["epoch"] < 0
+        if self.run.network.keeps_best and self.run.options.protocol == "published":
+            is_best = accuracy >= self.best["acc1"]
         if is_best:
             self.best.update(acc1=accuracy, epoch=self.epoch)
         entry |= {"best_acc1": self.best["acc1"], "best_epoch": self.best["epoch"]}

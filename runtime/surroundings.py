@@ -1,6 +1,7 @@
 """What a command settles before PyTorch is loaded: a home folder, Ctrl-C during imports, a closed pipe, shortages."""
 
 import atexit
+import codecs
 import contextlib
 import getpass
 import os
@@ -20,6 +21,7 @@ CLOSED_PIPE = 141
 def begin() -> None:
     """Prepares a command's process; to be called first, by the command alone and not where its module is imported."""
     escape_output()
+    use_utf8()
     give_home()
     sys.excepthook = _say_in_a_line
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -38,6 +40,18 @@ def program() -> str:
     """What messages call this command: its file, or the folder of a package that is run."""
     file = Path(sys.argv[0])
     return file.parent.name if file.stem == "__main__" else file.name
+
+
+def use_utf8() -> None:
+    """Starts Python again in UTF-8 mode if the locale is plain ASCII, in which no other letter of a file name is known.
+
+    What is printed keeps the encoding of the terminal.
+    """
+    if codecs.lookup(sys.getfilesystemencoding()).name != "ascii" or sys.flags.utf8_mode:
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+    os.environ.setdefault("PYTHONIOENCODING", "ascii:backslashreplace")
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def give_home() -> None:

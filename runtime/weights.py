@@ -224,8 +224,9 @@ def is_pooler(name: str) -> bool:
 
 
 def is_new(name: str) -> bool:
-    """Whether a parameter is added to the backbone: local re-attention's, or the classifier of --model pvt."""
-    return is_head(name) or name.startswith(("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj"))
+    """Whether a parameter is added to the backbone: LORA's, TGCA-PVT's, or the classifier of --model pvt."""
+    added = ("cls_token1", "cls_token2", "cls_token3", "local_proj", "global_proj", "conv")
+    return is_head(name) or name.startswith(added) or ".fft." in name
 
 
 def is_head(name: str) -> bool:

@@ -52,9 +52,9 @@ def set_entries(ser: Path, *entries: object) -> Path:
 def test_ser_gives_path_label_from_0_and_text(ser):
     samples = read_ser(ser, "train")
     assert samples == [
-        Sample(ser / "Images/cats/0.png", 0, "hi"),
-        Sample(ser / "Images/cats/1.png", 6, ""),
-        Sample(ser / "Images/dogs/0.png", 3, "hi"),
+        Sample(ser / "Images/cats/0.png", 0, "hi", "cats"),
+        Sample(ser / "Images/cats/1.png", 6, "", "cats"),
+        Sample(ser / "Images/dogs/0.png", 3, "hi", "dogs"),
     ]
     assert SER_NAMES[samples[1].label] == "neutral"
 
@@ -342,7 +342,7 @@ def fi(tmp_path) -> Path:
 def test_fi_reads_class_folders_where_there_is_no_list(fi):
     samples = read_fi(fi, "train")
     assert [sample.label for sample in samples] == list(range(8))
-    assert samples[2] == Sample(fi / "train/Awe/awe.jpg", 2, "")
+    assert samples[2] == Sample(fi / "train/Awe/awe.jpg", 2, "", "Awe/awe.jpg")
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def class_folders(tmp_path) -> Path:
 def test_folder_takes_its_classes_from_train(class_folders):
     assert DATA_SETS["folder"].class_names(class_folders) == ("Dog", "cat")
     assert [sample.label for sample in read_folder(class_folders, "train")] == [0, 0, 1]
-    assert read_folder(class_folders, "val") == [Sample(class_folders / "val/Dog/1.png", 0, "")]
+    assert read_folder(class_folders, "val") == [Sample(class_folders / "val/Dog/1.png", 0, "", "Dog/1.png")]
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,10 @@ def test_folder_shortens_a_path_of_its_texts(class_folders):
 
 def test_fi_prefers_its_list(fi):
     write_json(fi / "train.json", [["Fear/fear.jpg", 6], ["Awe/awe.jpg", 2]])
-    assert read_fi(fi, "train") == [Sample(fi / "train/Fear/fear.jpg", 6, ""), Sample(fi / "train/Awe/awe.jpg", 2, "")]
+    assert read_fi(fi, "train") == [
+        Sample(fi / "train/Fear/fear.jpg", 6, "", "Fear/fear.jpg"),
+        Sample(fi / "train/Awe/awe.jpg", 2, "", "Awe/awe.jpg"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -542,7 +545,10 @@ def roi(tmp_path) -> Path:
 
 
 def test_emotion_roi_reads_the_official_split(roi):
-    expected = [Sample(roi / "images/joy/1.jpg", 3, ""), Sample(roi / "images/fear/2.jpg", 2, "")]
+    expected = [
+        Sample(roi / "images/joy/1.jpg", 3, "", "joy/1.jpg"),
+        Sample(roi / "images/fear/2.jpg", 2, "", "fear/2.jpg"),
+    ]
     assert read_emotion_roi(roi, "train") == expected
     with pytest.raises(UserError, match=r"testing\.txt: .* No such file"):
         read_emotion_roi(roi, "test")
@@ -550,7 +556,7 @@ def test_emotion_roi_reads_the_official_split(roi):
 
 def test_emotion_roi_prefers_its_list(roi):
     write_json(roi / "train.json", [[2, "images/fear/2.jpg"]])
-    assert read_emotion_roi(roi, "train") == [Sample(roi / "images/fear/2.jpg", 2, "")]
+    assert read_emotion_roi(roi, "train") == [Sample(roi / "images/fear/2.jpg", 2, "", "images/fear/2.jpg")]
     write_json(roi / "train.json", [["images/fear/2.jpg", 2]])
     with pytest.raises(UserError, match="entry 0, field 1: expected a text"):
         read_emotion_roi(roi, "train")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,8 +71,8 @@ class App(NamedTuple):
 
 
 @contextmanager
-def running(folder: Path, *arguments: Any) -> Iterator[App]:
-    """Starts the app and waits until it serves."""
+def running(folder: Path, *arguments: Any, address: str = "http://127.0.0.1", **variables: str) -> Iterator[App]:
+    """Starts the app, with variables in its environment, and waits until it serves."""
     port = free_port()
     environment = {
         "OMP_NUM_THREADS": "1",  # as the tests' own predictor and the other processes have: conftest.py
@@ -85,11 +86,11 @@ def running(folder: Path, *arguments: Any) -> Iterator[App]:
         process = subprocess.Popen(
             [sys.executable, TOOL, *map(str, arguments), "--port", str(port)],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | environment | variables,
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-    app = App(process, f"http://127.0.0.1:{port}", folder)
+    app = App(process, f"{address}:{port}", folder)
     try:
         wait_for(lambda: app.address in app.output or process.poll() is not None, 120)
         assert process.poll() is None, app.output
@@ -275,6 +276,36 @@ def test_a_port_in_use_is_one_line(app, checkpoint):
     assert (finished.code, len(finished.output.splitlines())) == (2, 1)
     assert f"port {port} " in finished.output
     assert "--port" in finished.output
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("http_proxy", "http://127.0.0.1:9"), ("ALL_PROXY", "socks5://127.0.0.1:9"), ("all_proxy", "x")]
+)
+def test_the_page_is_asked_for_without_a_proxy(name, value, trained, tmp_path):
+    with running(tmp_path, trained["lora_v"] / "checkpoint_v.pth", **{name: value}) as app:
+        assert app.output == f"{app.address} (Ctrl-C ends it)\n"
+
+
+def test_a_page_for_other_machines_warns_unless_it_has_a_password(trained, tmp_path):
+    checkpoint = trained["lora_v"] / "checkpoint_v.pth"
+    warning = "app.py: warning: no password"
+    (tmp_path / "open").mkdir()
+    with running(tmp_path / "open", checkpoint, address="http://0.0.0.0", GRADIO_SERVER_NAME="0.0.0.0") as app:
+        assert warning in app.output
+    (tmp_path / "closed").mkdir()
+    given = [checkpoint, "--host", "0.0.0.0", "--auth", "lab:secret"]
+    with running(tmp_path / "closed", *given, address="http://0.0.0.0") as app:
+        assert warning not in app.output
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            direct.open(f"{app.address.replace('0.0.0.0', '127.0.0.1')}/config", timeout=30)
+
+
+@pytest.mark.parametrize("given", [["--host", "nosuch.invalid"], ["--auth", "user"]])
+def test_a_wrong_host_or_password_is_named(given):
+    finished = run_process(sys.executable, TOOL, *given)
+    assert finished.code == 2
+    assert f"{given[0]}" in finished.output.splitlines()[-1]
 
 
 def test_no_checkpoint_is_one_line(tmp_path):

@@ -62,7 +62,7 @@ def test_an_item_of_ser_has_image_label_index_and_words(root, tokenizer, evaluat
     assert len(dataset) == 7
     assert dataset.labels == list(range(7))
     assert dataset.class_names == SER_NAMES
-    assert dataset.samples[3] == Sample(root / "Images/cats/3.png", 3, "a ||| b")
+    assert dataset.samples[3] == Sample(root / "Images/cats/3.png", 3, "a ||| b", "cats")
     for index, text in enumerate(TEXTS):
         item = dataset[index]
         assert item["image"].shape == (3, 32, 32)

@@ -203,3 +203,73 @@ def test_processes_of_a_run_end_with_it(sticker_set, tmp_path):
     run.finish()
     waiting = f"while kill -0 {' '.join(map(str, workers))} 2>/dev/null; do sleep 0.2; done"
     subprocess.run(["timeout", "60", "sh", "-c", waiting], check=True)
+
+
+LIMITED = "import os, resource, sys; resource.setrlimit(getattr(resource, sys.argv[1]), (int(sys.argv[2]),) * 2); "
+LIMITED += "os.execv(sys.executable, [sys.executable, *sys.argv[3:]])"
+
+
+def limited(limit, number, *command_line):
+    """Runs a command under a limit of the system."""
+    return Run(sys.executable, "-c", LIMITED, limit, number, *command_line)
+
+
+def small_training(folder, data, workers=2):
+    given = [*SMALL, "--epochs", "1", "--num_workers", workers, "--timeout", "60"]
+    return ["main_V.py", *given, "--data-path", data, "--output_dir", folder]
+
+
+# Too few for the loader's queues, for its workers, for what a worker sends.
+@pytest.mark.parametrize("number", [12, 16, pytest.param(22, marks=pytest.mark.faults), 30])
+def test_too_few_open_files_end_a_run_in_a_line(number, sticker_set, tmp_path):
+    run = limited("RLIMIT_NOFILE", number, *small_training(tmp_path, sticker_set))
+    assert_ends(run, 1, "too many open files", "ulimit -n", "--num-workers")
+
+
+@pytest.mark.parametrize("gigabytes", [2, pytest.param(4, marks=pytest.mark.faults)])
+def test_too_little_memory_ends_a_run_in_a_line(gigabytes, sticker_set, tmp_path):
+    """Not enough to load PyTorch, or not enough to train."""
+    run = limited("RLIMIT_AS", gigabytes * 10**9, *small_training(tmp_path, sticker_set))
+    assert_ends(run, 1, "out of memory", "--batch-size")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a file system as root")
+@pytest.mark.parametrize("size", ["16k", "256k"])  # too small for semaphores, for batches
+def test_a_full_dev_shm_ends_a_run_in_a_line(size, sticker_set, tmp_path):
+    inside = f"mount -t tmpfs -o size={size} none /dev/shm && exec "
+    inside += shlex.join([sys.executable, *map(str, small_training(tmp_path, sticker_set))])
+    run = Run("unshare", "--mount", "sh", "-c", inside)
+    assert_ends(run, 1, "/dev/shm", "enlarge")
+
+
+def test_too_few_open_files_end_the_check_of_a_data_set_in_a_line(sticker_set):
+    for number in (8, 14):
+        run = limited("RLIMIT_NOFILE", number, "tools/check_dataset.py", sticker_set, "--workers", 3)
+        assert run.finish() == 1, run.output
+        assert run.output.splitlines() == [
+            "check_dataset.py: error: too many open files: raise the limit (`ulimit -n`) or lower --workers"
+        ]
+
+
+def test_what_the_machine_lacks_is_no_broken_image(sticker_set, tmp_path):
+    """Skipping such images would train on a part of the data, and say nothing of the cause."""
+    program = """
+import os, sys
+from pathlib import Path
+from datasets import StickerDataset, build_transform
+from readers.annotations import read_ser
+from utils import RunError
+dataset = StickerDataset(read_ser(sys.argv[1], "test"), build_transform(False, input_size=32), on_bad_image="skip")
+try:
+    while os.open(os.devnull, os.O_RDONLY):
+        pass
+except OSError:
+    pass
+try:
+    dataset.__getitems__([0, 1])
+except RunError as error:
+    print(error)
+"""
+    run = limited("RLIMIT_NOFILE", 64, "-c", program, sticker_set)
+    assert run.finish() == 0, run.output
+    assert run.output.startswith("too many open files")

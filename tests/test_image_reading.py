@@ -69,6 +69,7 @@ def test_a_predictor_reads_images_as_they_were_trained_on(published, clear_set):
     with Image.open(path) as image:
         assert explain(predictor, image).image.tobytes() == as_published.tobytes()
     assert json.loads(describe(predictor)["transform"])["mode"] == "as published"
+    assert "- Images: read as the published code does" in (published[0] / "checkpoint_v.md").read_text()
 
 
 def test_images_are_on_white_unless_asked_for_otherwise(trained):

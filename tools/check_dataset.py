@@ -20,8 +20,6 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +32,6 @@ from runtime.surroundings import begin
 if __name__ == "__main__":
     begin()
 
-
-from tqdm import tqdm
 
 from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
@@ -54,6 +50,7 @@ from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_diff
 from readers.placing import MissingImages
 from tools import agreement, near_duplicates
 from tools.start import start
+from tools.workers import map_images
 from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
@@ -163,7 +160,7 @@ def check(
     splits = {split: read(split) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
-    checked = check_images([path for path in paths if path not in missing], workers)
+    checked = map_images(check_image, [path for path in paths if path not in missing], workers, "image")
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
     note_readings(checked, findings)
@@ -231,18 +228,6 @@ def read_split(
     except UserError as error:
         add("unreadable_lists", f"{split}: {error}")
         return []
-
-
-def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
-    """Reads image files in parallel, with a progress bar on a terminal."""
-    settings = {"total": len(paths), "unit": "image", "disable": None}
-    if workers == 1:
-        return dict(zip(paths, tqdm(map(check_image, paths), **settings), strict=True))
-    with ProcessPoolExecutor(min(workers, len(paths) or 1)) as pool:
-        try:
-            return dict(zip(paths, tqdm(pool.map(check_image, paths, chunksize=16), **settings), strict=True))
-        except BrokenProcessPool as error:
-            raise RunError("a worker has died, most likely for lack of memory: lower --workers") from error
 
 
 def check_image(path: str) -> Checked:

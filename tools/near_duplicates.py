@@ -8,8 +8,6 @@ choosing the number of bits.
 import importlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from readers.annotations import Sample
 from readers.images import read_image
-from utils import RunError, UserError, mistake, printable, reason
+from tools.workers import map_images
+from utils import UserError, mistake, printable, reason
 
 MOST_BITS = 16  # of 64; beyond that, pictures that have nothing in common are as near
 BLOCK = 2**22  # pairs compared at a time
@@ -71,18 +69,6 @@ def hash_of(path: str) -> int | None:
     return None
 
 
-def hash_pictures(paths: Sequence[str], workers: int) -> dict[str, int | None]:
-    """The hashes of files, read in parallel, with a progress bar on a terminal."""
-    settings: dict[str, Any] = {"total": len(paths), "unit": "hash", "disable": None}
-    if workers == 1:
-        return dict(zip(paths, tqdm(map(hash_of, paths), **settings), strict=True))
-    with ProcessPoolExecutor(min(workers, len(paths) or 1)) as pool:
-        try:
-            return dict(zip(paths, tqdm(pool.map(hash_of, paths, chunksize=16), **settings), strict=True))
-        except BrokenProcessPool as error:
-            raise RunError("a worker has died, most likely for lack of memory: lower --workers") from error
-
-
 def compare(first: np.ndarray, second: np.ndarray, bits: int) -> Near:
     """All pairs of hashes (n,) and (m,), in blocks."""
     count, pairs = 0, np.empty((0, 3), dtype=np.int64)
@@ -111,7 +97,9 @@ def find(splits: dict[str, list[Sample]], root: Path, bits: int, workers: int) -
     Raises:
         RunError: a worker process has died.
     """
-    known = hash_pictures(list(dict.fromkeys(str(one.path) for samples in splits.values() for one in samples)), workers)
+    known = map_images(
+        hash_of, list(dict.fromkeys(str(one.path) for samples in splits.values() for one in samples)), workers, "hash"
+    )
     hashed = {split: of_split(samples, known, root) for split, samples in splits.items()}
     report: dict[str, Any] = {"hash": "imagehash.phash, 64 bits", "bits": bits, "pairs": {}, "twins": {}}
     report["pictures"] = {split: len(one.paths) for split, one in hashed.items()}

@@ -29,10 +29,24 @@ table = dict(
             model="annotator_others",
             time="",
         ),
+        *(
+            dict(
+                name=f"tgca_pvt_{context}",
+                title=f"TGCA-PVT, context {context}",
+                script="main.py",
+                dataset="SER",
+                model="tgca_pvt",
+                flags=f"--context {context}",
+                protocols=("published", "val"),
+                published=71.63 if context == "batch" else None,
+                source=TGCA if context == "batch" else "",
+            )
+            for context in ("batch", "alone")
+        ),
         dict(name="mam", title="MAM", script="", published=68.97, source=TGCA),
         dict(name="mam_bert", title="MAM + BERT", script="", published=69.75, source=TGCA),
         dict(name="llava", title="LLaVA-1.5-7b", script="", published=46.02, source=TGCA),
-        dict(name="tgca_pvt", title="TGCA-PVT", script="", published=71.63, source=TGCA),
+        dict(name="tgca_literature", title="TGCA-PVT, as reported", script="", published=71.63, source=TGCA),
         dict(name="mghft", title="MGHFT", script="", published=73.31, source="MGHFT, ACM MM 2025"),
     ],
 )

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> None:
     if options.plot:
         draw([one for one in measured.values() if one["facts"]["benchmark"] == "network"], options.plot)
     if options.docs:
-        options.docs.write_text(filled_in(options.docs.read_text(), measured))
+        content = filled_in(options.docs.read_text(encoding="utf-8"), measured)
+        options.docs.write_text(content, encoding="utf-8")
 
 
 def filled_in(document: str, measured: dict[str, dict[str, Any]]) -> str:

@@ -66,7 +66,7 @@ def train(row: str, options: argparse.Namespace, data: Path, peaks: list[float])
     switch = row.split() if row.startswith("-") else []
     accumulated = int(switch[1]) if switch[:1] == ["--grad-accum-steps"] else 1
     program = ["-c", IMPORTED] if row == GIVEN_BACK else ["main_V.py"]
-    with tempfile.TemporaryDirectory() as folder, Path(folder, "output.txt").open("w+") as output:
+    with tempfile.TemporaryDirectory() as folder, Path(folder, "output.txt").open("w+", encoding="utf-8") as output:
         command = [sys.executable, *program, "--data-path", data, "--output_dir", folder, "--no-repeated-aug"]
         command += ["--backbone", options.backbone, "--input-size", options.size, "--batch-size", options.batch_size]
         command += ["--steps-per-epoch", options.steps // accumulated, "--epochs", 1, "--device", options.device]
@@ -76,7 +76,7 @@ def train(row: str, options: argparse.Namespace, data: Path, peaks: list[float])
         if status:
             output.seek(0)
             raise UserError(f"{row}: the run failed: {output.read()[-500:]}")
-        entry = json.loads(Path(folder, "log.txt").read_text())
+        entry = json.loads(Path(folder, "log.txt").read_text(encoding="utf-8"))
     peaks.append(usage.ru_maxrss * 1024 / GIB)
     return entry["train_seconds"] / (options.steps * options.batch_size)
 
@@ -92,9 +92,9 @@ def shorten_evaluation(source: Path, folder: Path) -> Path:
         (folder / "Annotations").mkdir()
         (folder / "Images").symlink_to((source / "Images").resolve())
         for split in ("train", "val", "test"):
-            content = json.loads((source / "Annotations" / "image-level" / f"{split}.json").read_text())
+            content = json.loads((source / "Annotations" / "image-level" / f"{split}.json").read_text(encoding="utf-8"))
             kept = content["annotations"] if split == "train" else content["annotations"][:4]
-            (folder / "Annotations" / f"{split}.json").write_text(json.dumps({"annotations": kept}))
+            (folder / "Annotations" / f"{split}.json").write_text(json.dumps({"annotations": kept}), encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         expected = f"--data-path {printable(source)}: expected a set made by make demo-set"
         raise UserError(f"{expected}, found: {reason(error)}") from error

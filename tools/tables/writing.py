@@ -19,7 +19,7 @@ WHY_WITHIN = (
 COLUMNS = (
     "row", "protocol", "val top-1", "top-1", "95 %", "by group", "macro P", "macro R", "macro F1",
     "weighted P", "weighted R", "weighted F1", "mAP", "published", "difference", "samples", "seeds", "parameters",
-    "operations", "images/s", "training",
+    "operations", "images/s", "training", "context",
 )  # fmt: skip
 
 LATEX_COLUMNS = ("row", "protocol", "top-1", "95 %", "by group", "macro F1", "weighted F1", "mAP", "published")
@@ -108,6 +108,7 @@ def cells(row: Row, facts: dict[str, Any]) -> dict[str, str]:
     for column, name in (("val top-1", "best_val_acc1"), ("by group", "acc1_by_group"), ("training", "minutes")):
         if all(run.get(name) is not None for run in runs):
             own[column] = spread([run[name] for run in runs]) + (" min" if column == "training" else "")
+    own["context"] = first.get("context", "")
     if "parameters" in first:
         own["parameters"] = f"{first['parameters'] / 1e6:.1f} M"
         own["operations"] = f"{first['operations'] / 1e9:.3g} G"
