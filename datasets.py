@@ -57,7 +57,7 @@ def seed_generators(seed: int) -> None:
 class Draw(NamedTuple):
     """A training sample and the seed of its augmentation, from 0 to 2**64 - 1."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     seed: int
 
 
@@ -107,13 +107,13 @@ def build_transform(
         UserError: timm does not know the augmentation, the interpolation or the mode of random erasing.
     """
     if not is_train:
-        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        size = (input_size, input_size) if isinstance(input_size, int) else input_size
         return _evaluation_transform(size, statistics)
     try:
         transform = create_transform(
             input_size,
             is_training=True,
-            color_jitter=color_jitter,
+            color_jitter=color_jitter,  # type: ignore[arg-type]
             auto_augment=auto_augment,
             interpolation=interpolation,
             re_prob=reprob,
@@ -142,7 +142,7 @@ def first_size(transform: transforms.Compose) -> tuple[int, int]:
 def _evaluation_transform(size: tuple[int, int], statistics: InputStatistics) -> Transform:
     """Resize, crop and normalise, for images of `size` (height, width)."""
     if statistics.crop_mode == "center":
-        covered = tuple(int(side / statistics.crop_pct) for side in size)
+        covered = (int(size[0] / statistics.crop_pct), int(size[1] / statistics.crop_pct))
         steps = [_Resize(covered, str_to_interp_mode(statistics.interpolation)), transforms.CenterCrop(size)]
     else:
         steps = create_transform(size, **{**statistics._asdict(), "mean": tuple(statistics.mean)}).transforms[:2]
@@ -210,7 +210,7 @@ OnBadImage = Literal["error", "skip", "replace"]
 class BadImage(NamedTuple):
     """An image that could not be read: its place in the data set, its file and why."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     path: str
     reason: str
 
@@ -305,9 +305,8 @@ class StickerDataset(Dataset):
 
     def _read(self, key: int | Draw) -> Item:
         """An item; for a Draw, the generators are left in disorder."""
-        index = key
+        index = key.index if isinstance(key, Draw) else key
         if isinstance(key, Draw):
-            index = key.index
             seed_generators(key.seed)
         sample = self.samples[index]
         path = sample.path

@@ -306,13 +306,13 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     )
 
 
-def make_writable_folder(folder: Path) -> None:
-    """Makes a folder; raises UserError where it cannot be written."""
+def make_writable_folder(folder: Path, flag: str = "--output-dir") -> None:
+    """Makes the folder that a flag names; raises UserError where it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"--output-dir {folder}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{flag} {folder}: cannot be written: {error.strerror}") from error
 
 
 def set_aside(path: Path) -> None:

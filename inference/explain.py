@@ -67,7 +67,7 @@ def explain(predictor: Predictor, image: Picture, text: str = "") -> Explanation
         for name, module in (("vision", vision), ("block", vision.block4[-1]), ("fusion", fusion.attention_norm)):
             hooks.enter_context(keep_result(module, name, results))
         logits = predictor.logits(*inputs)
-    size = inputs[0].shape[2:]
+    size = (inputs[0].shape[2], inputs[0].shape[3])
     grids = [(size[0] // side, size[1] // side) for side in accumulate(vision.config.patch_sizes, mul)]
     weights = fusion.attn.weights(results["fusion"])[0].mean(dim=0).cpu()  # (visual tokens + words,)
     return Explanation(

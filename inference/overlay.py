@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from math import ceil
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,7 +41,7 @@ def draw_view(axis: Axes, explanation: Explanation, name: str) -> AxesImage:
     x, y, x_end, y_end = surroundings(explanation)
     picture = explanation.image.crop((x, y, x_end, y_end))
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    settings = {"extent": (x, x_end, y_end, y), "interpolation": "bicubic"}
+    settings: dict[str, Any] = {"extent": (x, x_end, y_end, y), "interpolation": "bicubic"}
     if name == STICKER:
         drawn = axis.imshow(picture, **settings)
     else:
@@ -60,9 +61,9 @@ def surroundings(explanation: Explanation) -> tuple[int, int, int, int]:
     """The part of the sticker to draw: what the network saw and up to a quarter of its width on each side."""
     left, top, right, bottom = explanation.box
     edge = (right - left) / 4
-    starts = (max(0, int(start - edge)) for start in (left, top))
-    ends = (min(ceil(end + edge), side) for end, side in zip((right, bottom), explanation.image.size, strict=True))
-    return *starts, *ends
+    width, height = explanation.image.size
+    x, y = max(0, int(left - edge)), max(0, int(top - edge))
+    return x, y, min(ceil(right + edge), width), min(ceil(bottom + edge), height)
 
 
 def view_picture(explanation: Explanation, name: str) -> Image.Image:

@@ -72,7 +72,7 @@ class Predictor:
         self.tokenizer = tokenizer
         self.device = device
         self.statistics = InputStatistics(**(self.settings.get("input_statistics") or {}))
-        self.transform = build_transform(False, input_size=self.input_size, statistics=self.statistics)
+        self.transform: Any = build_transform(False, input_size=self.input_size, statistics=self.statistics)
 
     @property
     def input_size(self) -> int:

@@ -12,7 +12,7 @@ C channels of a stage, D of the visual sequence, E of the fusion head.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ def tgca_pvt_v_forward(
     reductions: Sequence[int] = (8, 4, 2, 1),
 ) -> Output:
     """TGCA-PVT-V on images (B, 3, H, W) and topics (B,)."""
-    sizes = {"alpha": alpha, "locals": locals, "heads": heads, "reductions": reductions}
+    sizes: dict[str, Any] = {"alpha": alpha, "locals": locals, "heads": heads, "reductions": reductions}
     visual, selected = topic_sequence(params, images, topics, **sizes)
     return Output(topic_fusion_head(params, linear(params, "v_proj", visual), topics), visual, selected)
 
@@ -93,7 +93,7 @@ def tgca_pvt_forward(
     reductions: Sequence[int] = (8, 4, 2, 1),
 ) -> Output:
     """TGCA-PVT on images (B, 3, H, W), text features (B, T, C_text) and topics (B,)."""
-    sizes = {"alpha": alpha, "locals": locals, "heads": heads, "reductions": reductions}
+    sizes: dict[str, Any] = {"alpha": alpha, "locals": locals, "heads": heads, "reductions": reductions}
     visual, selected = topic_sequence(params, images, topics, **sizes)
     tokens = [linear(params, "v_proj", visual), linear(params, "l_proj", text_features)]
     return Output(topic_fusion_head(params, torch.cat(tokens, dim=1), topics), visual, selected)
@@ -139,7 +139,9 @@ def topic_sequence(
     reductions: Sequence[int],
 ) -> tuple[Tensor, list[Tensor]]:
     """TGCA-PVT's visual tokens (B, n_visual, D), and the patches chosen in each stage with re-attention."""
-    feature_map, global_tokens, topic_tokens, local_tokens, selected = images, [], [], [], []
+    feature_map, local_tokens, selected = images, [], []
+    global_tokens: list[Tensor] = []
+    topic_tokens: list[Tensor] = []
     for stage in (1, 2, 3, 4):
         last_stage = stage == 4
         reattend = last_stage or bool(locals[stage - 1])
@@ -155,8 +157,8 @@ def topic_sequence(
             for tokens, token in ((global_tokens, x[:, :1]), (topic_tokens, with_context[:, :1])):
                 tokens.append(token if last_stage else perceptron(params, f"vision_model.global_proj{stage}", token))
         feature_map = (x[:, 1:] if reattend else x).mT.unflatten(2, grid)  # (B, C, H, W)
-    global_tokens = attended(*(torch.cat(tokens[::-1], dim=1) for tokens in (global_tokens, topic_tokens)))
-    sequence = torch.cat([global_tokens, torch.cat(local_tokens, dim=1).flip(1)], dim=1)
+    attending = attended(*(torch.cat(tokens[::-1], dim=1) for tokens in (global_tokens, topic_tokens)))
+    sequence = torch.cat([attending, torch.cat(local_tokens, dim=1).flip(1)], dim=1)
     return layer_norm(params, "vision_model.norm", sequence, eps=1e-6), selected
 
 

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from readers.fetch import proxy_advice
 from readers.files import open_regular
@@ -64,7 +64,7 @@ def encoder_folder(name: str, *, weights: bool) -> Iterator[Path]:
 class Bounded:
     """An unpacked archive, of which nobody reads much at once or goes far."""
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: BinaryIO | gzip.GzipFile):
         self.file = file
         self.tell = file.tell
 
@@ -93,7 +93,7 @@ def unpack(name: str, folder: Path, wanted: tuple[str, ...]) -> None:
             with contextlib.ExitStack() as stack:
                 plain: IO[bytes] = packed
                 if is_gzip:
-                    plain = stack.enter_context(gzip.open(packed))
+                    plain = stack.enter_context(gzip.open(packed))  # type: ignore[arg-type]
                 archive = stack.enter_context(tarfile.open(fileobj=Bounded(plain), mode="r:"))  # type: ignore[call-overload]
                 unpack_members(archive, folder, wanted, source)
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
@@ -53,7 +53,7 @@ def fetch(url: str, flag: str, *, limit_bytes: int = 4 * 2**30) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as temporary:
             try:
-                transfer(address, temporary, limit_bytes)
+                transfer(address, temporary.file, limit_bytes)
                 temporary.close()
                 os.replace(temporary.name, path)
             finally:
@@ -153,7 +153,7 @@ def open_address(address: Address) -> Any:
     return opener.open(address.url, timeout=TIMEOUT)
 
 
-def transfer(address: Address, file: BinaryIO, limit_bytes: int) -> None:
+def transfer(address: Address, file: IO[bytes], limit_bytes: int) -> None:
     """Writes what the server sends into a file; raises UserError unless it is all of it, and what was asked for."""
     with open_address(address) as answer:
         length = answer.length  # None: not told

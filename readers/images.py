@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -174,6 +174,7 @@ def _deep_grey_to_rgb(image: Image.Image, raw_mode: str, path: str | Path) -> Im
     """
     values = np.asarray(image)
     low, high = values.min(), values.max()
+    whites: tuple[int, ...]
     if image.mode == "F":
         whites = FLOAT_WHITES
     elif image.mode == "I" and image.format != "PPM":  # the integers of a PPM come from 16 bits
@@ -199,7 +200,7 @@ def _mend_transparency(image: Image.Image, raw_mode: str) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in colour)
 
 
-def _raw_mode(image: Image.Image) -> str:
+def _raw_mode(image: Any) -> str:
     """How the file stores its pixels, in Pillow's terms; '' where the plugin does not say."""
     arguments = image.tile[0].args if getattr(image, "tile", None) else ""
     if isinstance(arguments, tuple) and arguments:

@@ -88,7 +88,8 @@ def check_records(path: Path) -> None:
 def scan(file: BinaryIO) -> None:
     """Walks through one pickle, from its first opcode to STOP, counting what each value on its stack holds."""
     stack: Stack = []
-    memo: dict[int, Item] = {}
+    memo: dict[Any, Item] = {}
+    argument: Any
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name in OTHER_GLOBALS or (name == "GLOBAL" and not ALLOWED.fullmatch(argument)):

@@ -156,7 +156,9 @@ def _feature_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], t
     for number in range(len(names)):
         chosen = points[labels == number]
         shade = plt.get_cmap("viridis")(number / max(len(names) - 1, 1))
-        axis.scatter(*chosen.T, s=26, marker=MARKS[number % len(MARKS)], color=shade, edgecolor="black", lw=0.4)
+        axis.scatter(
+            chosen[:, 0], chosen[:, 1], s=26, marker=MARKS[number % len(MARKS)], color=shade, edgecolor="black", lw=0.4
+        )
         handles.append(axis.scatter([], [], marker=MARKS[number % len(MARKS)], color=shade, edgecolor="black", lw=0.4))
     axis.set(xticks=[], yticks=[], title=title)
     if len(names) <= MANY_CLASSES:

@@ -249,6 +249,15 @@ def test_a_text_that_utf_8_does_not_have_is_written_with_an_escape(trained, stic
             assert "hi \\udcff" in output.read_text()
 
 
+def test_an_output_that_cannot_be_written_is_named_with_its_flag(trained, sticker_set, tmp_path):
+    given = [str(trained["lora_v"] / "checkpoint_v.pth"), str(read_ser(sticker_set, "test")[0].path)]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--output \S+: cannot be written: .*; name another file$"):
+        predict.main([*given, "--output", str(tmp_path / "file" / "x.csv")])
+    with pytest.raises(UserError, match=r"^--overlay \S+: cannot be written: "):
+        predict.main([*given, "--overlay", str(tmp_path / "file" / "x")])
+
+
 def test_what_does_not_fit_is_said_without_flags_that_the_tool_lacks(trained, sticker_set, tmp_path, run_script):
     full = torch.load(trained["lora_v"] / "checkpoint_v.pth", weights_only=True)
     path = read_ser(sticker_set, "test")[0].path

@@ -41,7 +41,7 @@ from readers.tables import read_table
 from runtime.launch import set_threads
 from runtime.option_types import positive_int
 from tools.start import start
-from utils import UserError, escaped, listed, make_writable_folder, printable, write_whole
+from utils import UserError, escaped, listed, make_writable_folder, printable, reason, write_whole
 
 COLUMN = "image"
 
@@ -202,12 +202,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         encoding = "utf-8" if options.output else sys.stdout.encoding or "utf-8"
         text = as_json(results, options.top_k or len(predictor.class_names), encoding)
     if options.output:
-        write_whole(options.output, text.encode(errors="backslashreplace"))
+        write_output(options.output, text.encode(errors="backslashreplace"))
     else:
         print(text, end="")
     if options.overlay:
         draw_overlays(predictor, [item for item, _ in results], options.overlay)
     return int(len(results) < len(items))
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Writes the predictions whole or not at all; raises UserError."""
+    try:
+        write_whole(path, content)
+    except UserError as error:  # its advice is for a training
+        cause = error.__cause__ or error
+        raise UserError(f"--output {printable(path)}: cannot be written: {reason(cause)}; name another file") from error
 
 
 def warn_of_texts(predictor: Predictor, items: Sequence[Item]) -> None:
@@ -225,7 +234,7 @@ def draw_overlays(predictor: Predictor, items: Sequence[Item], folder: Path) -> 
     from inference.overlay import explanation_figure  # matplotlib takes a second to import
     from runtime.figures import save_figure
 
-    make_writable_folder(folder)
+    make_writable_folder(folder, "--overlay")
     for number, item in enumerate(tqdm(items, desc="overlay", disable=None, leave=False)):
         figure = explanation_figure(explain(predictor, item.path, item.text))
         save_figure(figure, [folder / f"{number:04}_{item.path.stem}.png"])

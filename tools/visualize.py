@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         expected = "no images after a run folder" if is_run else "images after a checkpoint, or a run folder"
         raise UserError(f"{options.source}: expected {expected}")
     output = options.output or (options.source if is_run else Path("pictures"))
-    make_writable_folder(output)
+    make_writable_folder(output, "--output")
     if is_run:
         draw_run(options.source, output, options.format, options.device)
     else:
