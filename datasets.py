@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.data.transforms import ResizeKeepRatio
+from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
@@ -64,6 +64,25 @@ class Draw(NamedTuple):
 Transform = Callable[[Image.Image], Tensor]
 
 
+class InputStatistics(NamedTuple):
+    """How a network wants its images: timm's names and meanings. The defaults are ImageNet's, as LORA was published.
+
+    Attributes:
+        mean, std: of each channel, which is from 0 to 1.
+        interpolation, crop_pct, crop_mode: of the evaluation, which crops the share `crop_pct` of the resized picture.
+            center: the short side is resized; squash: both sides are; border: the long side is, and the rest is filled.
+    """
+
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN
+    std: Sequence[float] = IMAGENET_DEFAULT_STD
+    interpolation: str = "bicubic"
+    crop_pct: float = 224 / 256
+    crop_mode: str = "center"
+
+
+IMAGENET = InputStatistics()
+
+
 def build_transform(
     is_train: bool,
     *,
@@ -75,18 +94,21 @@ def build_transform(
     remode: str = "pixel",
     recount: int = 1,
     scale: tuple[float, float] = (0.08, 1.0),
+    statistics: InputStatistics = IMAGENET,
 ) -> Transform:
-    """The way from a picture in RGB to a tensor (3, H, W), normalised with ImageNet's mean and deviation.
+    """The way from a picture in RGB to a tensor (3, H, W), normalised with the mean and deviation of `statistics`.
 
     In training: random crop of `scale` of the area, flip, augmentation; timm leaves the colour jitter out where
     `auto_augment` is set. In evaluation: the short side resized to int(256 / 224 * size), bicubic, and the centre
-    cropped. `input_size` is the side in pixels, or (height, width), and all that matters in evaluation.
+    cropped, or as `statistics` have it. `input_size`, the side in pixels or (height, width), and `statistics` are all
+    that matters in evaluation.
 
     Raises:
         UserError: timm does not know the augmentation, the interpolation or the mode of random erasing.
     """
     if not is_train:
-        return _evaluation_transform((input_size, input_size) if isinstance(input_size, int) else input_size)
+        size = (input_size, input_size) if isinstance(input_size, int) else input_size
+        return _evaluation_transform(size, statistics)
     try:
         transform = create_transform(
             input_size,
@@ -98,6 +120,8 @@ def build_transform(
             re_mode=remode,
             re_count=recount,
             scale=scale,
+            mean=tuple(statistics.mean),
+            std=tuple(statistics.std),
         )
     except (AssertionError, KeyError, ValueError, TypeError, IndexError) as error:
         raise UserError(
@@ -115,16 +139,15 @@ def first_size(transform: transforms.Compose) -> tuple[int, int]:
     return tuple(transform.transforms[0].size)
 
 
-def _evaluation_transform(size: tuple[int, int]) -> Transform:
-    """Resize, centre crop and normalise, for images of `size` (height, width)."""
-    return transforms.Compose(
-        [
-            _Resize((int(256 / 224 * size[0]), int(256 / 224 * size[1]))),
-            transforms.CenterCrop(size),
-            _ToTensor(),
-            transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, inplace=True),
-        ]
-    )
+def _evaluation_transform(size: tuple[int, int], statistics: InputStatistics) -> Transform:
+    """Resize, crop and normalise, for images of `size` (height, width)."""
+    if statistics.crop_mode == "center":
+        covered = (int(size[0] / statistics.crop_pct), int(size[1] / statistics.crop_pct))
+        steps = [_Resize(covered, str_to_interp_mode(statistics.interpolation)), transforms.CenterCrop(size)]
+    else:
+        steps = create_transform(size, **{**statistics._asdict(), "mean": tuple(statistics.mean)}).transforms[:2]
+    normalize = transforms.Normalize(tuple(statistics.mean), tuple(statistics.std), inplace=True)
+    return transforms.Compose([*steps, _ToTensor(), normalize])
 
 
 class _ToTensor:
@@ -139,15 +162,16 @@ class _ToTensor:
 class _Resize:
     """Resizes a picture until it just covers (height, width); with equal sides that is a rule for the short side."""
 
-    def __init__(self, size: tuple[int, int]):
+    def __init__(self, size: tuple[int, int], interpolation: transforms.InterpolationMode):
         self.size = size
+        self.interpolation = interpolation
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """The resized picture; raises UserError (see `check_proportions`)."""
         check_proportions(image, self.size)
         is_square = self.size[0] == self.size[1]
         size = self.size[0] if is_square else ResizeKeepRatio.get_params(image, self.size, longest=0)
-        return functional.resize(image, size, transforms.InterpolationMode.BICUBIC)
+        return functional.resize(image, size, self.interpolation)
 
 
 def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
@@ -330,6 +354,7 @@ def build_dataset(
     on_bad_image: OnBadImage = "error",
     cache_images: bool = False,
     jpeg_draft: bool = False,
+    annotations: str = "",
     image_reading: str = RGB_ON_WHITE,
     topics: Callable[[str], Any] | None = None,
 ) -> StickerDataset:
@@ -338,6 +363,7 @@ def build_dataset(
     Args:
         tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
         on_bad_image, cache_images, jpeg_draft, image_reading, topics: see `StickerDataset`.
+        annotations: see `readers.annotations.read_ser`.
 
     Raises:
         UserError: an unknown name or split, or a mistake in the data.
@@ -346,7 +372,7 @@ def build_dataset(
         raise UserError(f"--dataset: expected one of {', '.join(DATA_SETS)}, found {name!r}: choose one of these")
     record = DATA_SETS[name]
     return StickerDataset(
-        record.read(root, split),
+        record.read(root, split, annotations=annotations),
         transform,
         tokenizer if record.has_texts else None,
         class_names=record.class_names(root),

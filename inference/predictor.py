@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datasets import build_transform
+from datasets import InputStatistics, build_transform
 from inference.bare_weights import read_settings
 from models import Network, create_model
 from models.vision import check_image_size
@@ -51,6 +51,7 @@ class Predictor:
         settings: those of its architecture, and of its training `input_size`, `dataset`, `protocol`, `image_reading`.
         class_names: of its labels, in order.
         tokenizer: None for a network that reads no texts.
+        statistics: the mean, deviation, interpolation and crop of its images.
         transform: brings a picture in RGB to the tensor (3, size, size).
     """
 
@@ -70,7 +71,8 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.tokenizer = tokenizer
         self.device = device
-        self.transform: Any = build_transform(False, input_size=self.input_size)
+        self.statistics = InputStatistics(**(self.settings.get("input_statistics") or {}))
+        self.transform: Any = build_transform(False, input_size=self.input_size, statistics=self.statistics)
 
     @property
     def input_size(self) -> int:
@@ -183,7 +185,8 @@ def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", b
         network,
         model,
         checkpoint.settings
-        | {"input_size": input_size, "dataset": dataset, "protocol": checkpoint.args.get("protocol")}
+        | {"input_size": input_size, "input_statistics": checkpoint.setting("input_statistics")}
+        | {"dataset": dataset, "protocol": checkpoint.args.get("protocol")}
         | {"image_reading": checkpoint.image_reading},
         names_of(checkpoint, dataset, num_classes),
         tokenizer,

@@ -6,10 +6,11 @@ from typing import Any
 import timm
 import torch
 from pytorch_pretrained_bert import BertModel
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from models.fusion import init_xavier
-from models.networks import TIMM
+from models.networks import STATISTICS, TIMM
 from models.text import build_text_model, text_features
 
 
@@ -128,6 +129,20 @@ def create_timm(name: str, input_size: int, pretrained: bool | str) -> nn.Module
         raise ValueError(
             f"{source}: timm cannot build {name} for {input_size} px images: {type(error).__name__}: {one_line(error)}"
         ) from error
+
+
+def input_statistics(name: str) -> dict[str, Any] | None:
+    """Mean, deviation, interpolation and crop that a network of timm was pretrained with, as plain values.
+
+    Returns:
+        None if timm does not know the network, or nothing of its pretraining: ImageNet's are used then.
+    """
+    default = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if default is None:
+        return None
+    resolved = resolve_data_config(pretrained_cfg=default.to_dict())  # resolve_model_data_config without the network
+    plain = {key: resolved[key] for key in STATISTICS}
+    return plain | {"mean": list(resolved["mean"]), "std": list(resolved["std"])}
 
 
 def pooled_width(vision_model: nn.Module, name: str, input_size: int) -> int:

@@ -14,6 +14,7 @@ TIMM = "timm/"  # begins the name of any network of timm
 TOKENS = ("both", "global", "local", "none")  # what the fusion sees beside stage 4's class token
 PVT_NAMES = ("pvt_tiny", "pvt_small", "pvt_medium", "pvt_large", "pvt_demo")  # of the backbones in `models.pvt`
 LARGEST = 10**9  # of a number in a checkpoint
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 LARGEST_SIDE = 8192  # of an image, in pixels
 
 
@@ -41,6 +42,25 @@ def are_locals(value: Any) -> bool:
     return is_four and all(is_count(entry, 0, 1) for entry in value) and not value[3]
 
 
+STATISTICS = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+def are_statistics(value: Any) -> bool:
+    """Whether a value is None, for ImageNet's, or a dictionary of a network's input statistics."""
+    if value is None:
+        return True
+    if not isinstance(value, dict) or set(value) != set(STATISTICS):
+        return False
+    triples = [value["mean"], value["std"]]
+    numbers = all(isinstance(one, list | tuple) and len(one) == 3 for one in triples)
+    numbers = numbers and all(type(number) in (int, float) for one in triples for number in one)
+    if not numbers or type(value["crop_pct"]) not in (int, float):
+        return False
+    fits = all(0 <= mean <= 1 for mean in value["mean"]) and all(1e-3 <= std <= 1 for std in value["std"])
+    names = value["interpolation"] in INTERPOLATIONS and value["crop_mode"] in ("center", "squash", "border")
+    return fits and names and 0.1 <= value["crop_pct"] <= 2  # above 1 the image gets a border
+
+
 SETTINGS: Mapping[str, Setting] = MappingProxyType(
     {
         "backbone": Setting("pvt_small", is_name, "a name"),
@@ -51,6 +71,7 @@ SETTINGS: Mapping[str, Setting] = MappingProxyType(
         "fuse_num_heads": Setting(12, is_count, "a positive integer"),
         "tokens": Setting("both", lambda value: value in TOKENS, f"one of {', '.join(TOKENS)}"),
         "texts": Setting(True, lambda value: isinstance(value, bool), "True or False"),
+        "input_statistics": Setting(None, are_statistics, f"None or {', '.join(STATISTICS)} as timm has them"),
         "input_size": Setting(448, lambda value: is_count(value, 1, LARGEST_SIDE), f"pixels, at most {LARGEST_SIDE}"),
     }
 )

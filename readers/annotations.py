@@ -56,7 +56,9 @@ class Entry(NamedTuple):
     topic: str = ""
 
 
-def read_ser(root: str | Path, split: str, report: Report = stop, *, texts: bool = True) -> list[Sample]:
+def read_ser(
+    root: str | Path, split: str, report: Report = stop, annotations: str = "", *, texts: bool = True
+) -> list[Sample]:
     """Reads a split of SER30K: `train`, `val` or `test`.
 
     Args:
@@ -65,22 +67,21 @@ def read_ser(root: str | Path, split: str, report: Report = stop, *, texts: bool
             wherever they lead; a path in a list may not leave the folder by `..` or as an absolute one.
         report: is called with each mistake in an entry and each remark on the data; if it returns, the rest is read.
             Entries whose images are missing (MissingImages) are then among the samples, other wrong ones are not.
+        annotations: the folder in `Annotations` with the lists, as tools/make_splits.py writes them; '' for SER30K's.
         texts: whether an entry must have a text; else it is not read.
 
     Raises:
         UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
     """
-    root = _ser_folder(Path(root))
-    source = _ser_lists(root) / f"{split}.json"
-    content = check_type(read_json(source), dict, source, "the file")
-    entries = field(content, "annotations", list, source, "the file")
-    parse = partial(_ser_entry, texts=texts)
-    return collect(source, root / "Images", enumerate(entries), parse, report)
+    root = ser_folder(Path(root))
+    source = ser_lists(root, annotations) / f"{split}.json"
+    parse = partial(ser_entry, texts=texts)
+    return collect(source, root / "Images", enumerate(ser_entries(source)), parse, report)
 
 
-def read_ser_images(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
+def read_ser_images(root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
     """Reads a split of SER30K without its texts; see `read_ser`."""
-    return read_ser(root, split, report, texts=False)
+    return read_ser(root, split, report, annotations, texts=False)
 
 
 def read_fi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
@@ -158,7 +159,7 @@ def _json_list(root: Path, name: str, split: str) -> Path | None:
     return next((source for source in sources if os.path.lexists(source)), None)
 
 
-def _ser_folder(root: Path) -> Path:
+def ser_folder(root: Path) -> Path:
     """The folder with `Annotations`: the one given or `SER_Dataset` in it."""
     for folder in (root, root / "SER_Dataset"):
         if os.path.isdir(folder / "Annotations"):
@@ -167,14 +168,29 @@ def _ser_folder(root: Path) -> Path:
     raise mistake(root, "SER_Dataset with its folder Annotations", found, GIVE_ROOT)
 
 
-def _ser_lists(root: Path) -> Path:
-    """The folder with the lists of the splits."""
-    folder = root / "Annotations" / "image-level"
+def ser_lists(root: Path, annotations: str = "") -> Path:
+    """The folder with the lists of the splits; see `read_ser`. Raises UserError if one that is named is not there."""
+    folder = root / "Annotations" / (annotations or "image-level")
+    if annotations:
+        if Path(annotations).anchor or ".." in Path(annotations).parts or not annotations.isprintable():
+            raise UserError(f"--annotations {printable(annotations)}: expected a folder in {folder.parent}: name it")
+        if not os.path.isfile(folder / "train.json"):
+            found = "no such list" if os.path.isdir(folder) else "no such folder"
+            remedy = "make it with tools/make_splits.py, or name another (of several folds, NAME/fold0)"
+            expected = f"expected lists {printable(folder)}/{{train,val,test}}.json"
+            raise UserError(f"--annotations {annotations}: {expected}, found {found}: {remedy}")
+        return folder
     has_lists = any(os.path.lexists(folder / f"{split}.json") for split in ("train", "val", "test"))
     return folder if has_lists else folder.parent
 
 
-def _ser_entry(source: Path, number: int, entry: Any, *, texts: bool) -> Entry:
+def ser_entries(source: Path) -> list[Any]:
+    """The entries of a list of SER30K, unchecked; raises UserError for another kind of file."""
+    content = check_type(read_json(source), dict, source, "the file")
+    return field(content, "annotations", list, source, "the file")
+
+
+def ser_entry(source: Path, number: int, entry: Any, *, texts: bool) -> Entry:
     """An entry of a list of SER30K, whose labels count from 1."""
     where = f"entry {number}"
     check_type(entry, dict, source, where)

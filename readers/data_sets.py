@@ -17,6 +17,8 @@ from readers.annotations import (
     read_fi,
     read_ser,
     read_ser_images,
+    ser_folder,
+    ser_lists,
 )
 from readers.class_folders import alike, content_of
 from readers.files import Report, stop
@@ -40,6 +42,7 @@ class DataSet:
         marks: folders by which its layout is recognised, one of which is enough.
         recognise: whether a folder has its layout, in place of `marks`.
         is_table: whether its root is a file beside the images.
+        has_list_folders: whether a folder of further lists of its splits may be named (`--annotations`).
     """
 
     name: str
@@ -53,13 +56,25 @@ class DataSet:
     marks: tuple[str, ...] = ()
     recognise: Callable[[Path], bool] | None = None
     is_table: bool = False
+    has_list_folders: bool = False
 
-    def read(self, root: str | Path, split: str, report: Report = stop) -> list[Sample]:
+    def read(self, root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
         """The samples of a split; see `readers.annotations.read_ser`."""
         if split not in self.splits:
             expected = f"expected one of {self.title}'s splits {', '.join(self.splits)}"
             raise UserError(f"{expected}, found {split!r}: {self.title} has no such split, choose another")
-        return self.reader(root, split, report)
+        if not annotations:
+            return self.reader(root, split, report)
+        self.check_annotations(root, annotations)
+        return self.reader(root, split, report, annotations)
+
+    def check_annotations(self, root: str | Path, annotations: str) -> None:
+        """Raises UserError if lists are named that the data set does not have."""
+        if annotations and not self.has_list_folders:
+            expected = "expected SER30K, the only data set with folders of lists"
+            raise UserError(f"--annotations {annotations}: {expected}, found {self.title}: leave the flag out")
+        if annotations:
+            ser_lists(ser_folder(Path(root)), annotations)
 
     def class_names(self, root: str | Path) -> Sequence[str]:
         """The names of the labels in their order; raises UserError if they are read from data that are not there."""
@@ -103,8 +118,17 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
     {
         one.name: one
         for one in (
-            DataSet("SER", "SER30K", "SER30K's layout", read_ser, names=SER_NAMES, has_texts=True, marks=SER_MARKS),
-            DataSet("SER_V", "SER30K", "SER30K's layout", read_ser_images, names=SER_NAMES),
+            DataSet(
+                "SER",
+                "SER30K",
+                "SER30K's layout",
+                read_ser,
+                names=SER_NAMES,
+                has_texts=True,
+                marks=SER_MARKS,
+                has_list_folders=True,
+            ),
+            DataSet("SER_V", "SER30K", "SER30K's layout", read_ser_images, names=SER_NAMES, has_list_folders=True),
             DataSet("FI", "FI", "FI's layout", read_fi, ("train", "test"), FI_NAMES, recognise=_fits_fi),
             DataSet(
                 "EmotionROI",

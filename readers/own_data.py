@@ -114,7 +114,7 @@ def read_folder(root: str | Path, split: str, report: Report = stop) -> list[Sam
     if not content.folders:
         found = f"files in no class folder: {listed(content.files)}" if content.files else "an empty folder"
         raise mistake(folder, f"the class folders of the split {split}", found, "put the images into class folders")
-    texts = _Texts(root / FOLDER_TEXTS)
+    texts = FolderTexts(root / FOLDER_TEXTS)
     parse = partial(class_file_entry, text_of=texts.of)
     samples = collect(folder, root, in_class_folders(folder, names, report, may_lack=True), parse, report)
     texts.report_unused(split, report)
@@ -153,7 +153,7 @@ def folder_class_names(root: Path) -> tuple[str, ...]:
     return class_folder_names(check_folder(root / "train", "the class folders of train"))
 
 
-class _Texts:
+class FolderTexts:
     """The texts of class folders by path, none if there is no file of them; it keeps which were asked for."""
 
     def __init__(self, source: Path):

@@ -14,7 +14,7 @@ Row = dict[str, str]
 
 
 def read_table(
-    file: Path, columns: Sequence[str], report: Report, more: Sequence[str] = ()
+    file: Path, columns: Sequence[str], report: Report, more: Sequence[str] | None = ()
 ) -> Iterator[tuple[int, Row]]:
     """The rows of a table with the numbers of their lines, the header's being 1.
 
@@ -23,7 +23,7 @@ def read_table(
 
     Args:
         columns: the table must have, in any order.
-        more: columns that it may have. A row has the columns of both kinds that the table has.
+        more: columns that it may have; None for any with a name. A row has the columns of both kinds that are there.
         report: is told of each row with values beyond the last column, which is left out.
 
     Raises:
@@ -52,7 +52,8 @@ def read_table(
                 report(_beyond(file, line, cells, last, separator))
                 continue
             row = dict(zip(header, cells + [""] * len(header), strict=False))
-            yield line, {name: row[name] for name in (*columns, *more) if name in row}
+            wanted = header if more is None else (*columns, *more)
+            yield line, {name: row[name] for name in wanted if name and name in row}
     except csv.Error as error:
         where = f"{error} in the row that begins at line {line + 1}"
         raise mistake(file, "a CSV file", where, "close or double the quotes there") from error
@@ -65,15 +66,18 @@ def read_table(
 def _separator(text: str, columns: Sequence[str]) -> str:
     """The separator with which the first line that is not empty has the columns, or else the most names."""
     line = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
-    names = {one: [_plain(name) for name in line.replace('"', "").split(one)] for one in SEPARATORS}
+    names = {one: [column_name(name) for name in line.replace('"', "").split(one)] for one in SEPARATORS}
     return max(SEPARATORS, key=lambda one: (len(set(columns).intersection(names[one])), len(names[one])))
 
 
-def _header(file: Path, cells: list[str], columns: Sequence[str], more: Sequence[str], separator: str) -> list[str]:
+def _header(
+    file: Path, cells: list[str], columns: Sequence[str], more: Sequence[str] | None, separator: str
+) -> list[str]:
     """The names of the columns, '' for those that are not asked for and have none; raises UserError."""
-    header = [_plain(cell) for cell in cells]
+    header = [column_name(cell) for cell in cells]
     lacking = [name for name in columns if name not in header]
-    twice = [name for name in (*columns, *more) if header.count(name) > 1]
+    wanted = filter(None, header) if more is None else (*columns, *more)
+    twice = [name for name in dict.fromkeys(wanted) if header.count(name) > 1]
     if lacking or twice:
         found = f"none of the name {listed(lacking)}" if lacking else f"several of the name {listed(twice)}"
         found += f" in {listed(header)}, separated by {SEPARATORS.get(separator, typed(separator))}"
@@ -88,5 +92,6 @@ def _beyond(file: Path, line: int, cells: list[str], last: int, separator: str) 
     return entry_mistake(file, f"line {line}", expected, typed(cells))
 
 
-def _plain(name: str) -> str:
+def column_name(name: str) -> str:
+    """The name of a column without what means nothing in it: case and white space around it."""
     return name.strip(" \t\ufeff\xa0").casefold()

@@ -52,7 +52,7 @@ def build_parser(defaults: dict[str, Any]) -> Parser:
         add_mixup,
     ):
         add_group(parser)
-    parser.set_defaults(**defaults)
+    parser.set_defaults(input_statistics=None, **defaults)  # no flag: `build_run` sets it, and checkpoints keep it
     return parser
 
 
@@ -66,6 +66,13 @@ def add_run(parser: Parser) -> None:
     )
     group.add_argument("--eval", action="store_true", help="evaluate --resume or --finetune and end")
     group.add_argument("--eval-split", choices=("val", "test"), default="test", help="what --eval evaluates")
+    group.add_argument(
+        "--without-near-duplicates",
+        default="",
+        metavar="LIST",
+        help="also the figures without the images that have a twin in train: the --json file of "
+        "tools/check_dataset.py --near-duplicates N",
+    )
     group.add_argument(
         "--protocol",
         choices=("published", "val"),
@@ -220,6 +227,12 @@ def add_data(parser: Parser) -> None:
         "the columns path, label, split and, if there are any, text",
     )
     group.add_argument("--data-path", default="SER_Dataset", metavar="DIR", help="its folder; csv: its file")
+    group.add_argument(
+        "--annotations",
+        default="",
+        metavar="NAME",
+        help="SER30K's lists of another folder in Annotations, such as tools/make_splits.py writes",
+    )
     group.add_argument(
         "--input-size", type=positive_int, default=448, metavar="PX", help="side of the square input image"
     )

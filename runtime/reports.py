@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import nn
 
 from datasets import StickerDataset
-from engine import Predictions, format_metrics
+from engine import Predictions, compute_metrics, format_metrics
 from inference.predictor import Predictor
-from readers.data_sets import DATA_SETS
 from runtime.boards import Board
 from runtime.model_card import write_card_beside
 from runtime.setup import Run
@@ -109,10 +108,11 @@ def evaluation_context(run: Run, split: str, predictions: Predictions) -> dict[s
     if topics is not None:
         groups = Counter((index // size, topics[index]) for index in predictions.indices.tolist())
         company = sum(count for count in groups.values() if count > 1)
+    lists = f", --annotations {options.annotations}" if options.annotations else ""
     context = {
         "mode": options.context,
         "batch_size": size,
-        "list": f"{split} of {options.dataset}, {options.data_path}, in the order of the list",
+        "list": f"{split} of {options.dataset}, {options.data_path}{lists}, in the order of the list",
         "processes": run.processes.world_size,
         "with_others_of_their_topic": company,
         "left_out": len(dataset) - len(predictions.indices),
@@ -137,18 +137,34 @@ def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folde
         print0(f"{split} of {run.options.dataset}:\n{format_metrics(evaluation.metrics)}")
         return
     path = folder / f"{checkpoint.stem}_{split}.json"
+    without = without_near_duplicates(run, evaluation.predictions, split)
     with failing_together():
         if run.processes.is_main:
-            figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics}
+            figures = {"checkpoint": checkpoint.name, "split": split, **evaluation.metrics, **without}
             if evaluation.context:
                 figures["context"] = evaluation.context
             write_json(path, {**figures, "not_scored": evaluation.not_scored, "run": run.facts})
             table = predictions_table(named(run, evaluation.predictions, split))
             write_whole(path.with_suffix(".csv"), table.encode())
     print0(f"{split} of {run.options.dataset}, {checkpoint}:\n{format_metrics(evaluation.metrics)}")
+    for metrics in without.values():
+        said = f"without {metrics['left_out']:,} near-duplicates of train"
+        print0(f"{split} of {run.options.dataset}, {said}:\n{format_metrics(metrics)}")
     if evaluation.context:
         print0(f"context {evaluation.context['statement']}")
     print0(f"written to {path}, the predictions to {path.with_suffix('.csv')}")
+
+
+def without_near_duplicates(run: Run, predictions: Predictions, split: str) -> dict[str, dict[str, Any]]:
+    """The figures without the images that have a twin in train, by their name in the file; {} if not asked for."""
+    if not run.options.without_near_duplicates:
+        return {}
+    kept = ~torch.isin(predictions.indices, torch.tensor(run.near_duplicates(split), dtype=torch.long))
+    if not kept.any():
+        raise UserError(f"{split}: none of its images without a twin in train can be read")
+    metrics = compute_metrics(predictions.logits[kept], predictions.labels[kept], run.data[split].class_names)
+    left_out = int((~kept).sum())
+    return {"without_near_duplicates": {"list": run.options.without_near_duplicates, "left_out": left_out, **metrics}}
 
 
 def tell_blank_images(dataset: StickerDataset, split: str, told: dict[str, int]) -> None:
@@ -169,9 +185,9 @@ def tell_blank_images(dataset: StickerDataset, split: str, told: dict[str, int])
 def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
     """The predictions with what the data set knows of them: images below its folder, and the names of the classes."""
     dataset = run.data[split]
-    root = DATA_SETS[run.options.dataset].images_root(run.options.data_path)
+    names = run.image_names(split)
     return PredictionFile(
-        images=[os.path.relpath(dataset.samples[index].path, root) for index in predictions.indices.tolist()],
+        images=[names[index] for index in predictions.indices.tolist()],
         labels=predictions.labels.numpy(),
         predictions=predictions.logits.argmax(dim=1).numpy(),
         probabilities=predictions.logits.double().softmax(dim=1).numpy(),
@@ -182,7 +198,7 @@ def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
 def predictor_of(run: Run, model: nn.Module, split: str) -> Predictor:
     """The run's network as a predictor."""
     options, network = run.options, run.network
-    of_training = {"input_size", "dataset", "protocol", "image_reading"}
+    of_training = {"input_size", "input_statistics", "dataset", "protocol", "image_reading"}
     settings = {name: getattr(options, name) for name in {*network.settings, *of_training}}
     names, device = run.data[split].class_names, run.processes.device
     return Predictor(network, model, settings, names, run.start.tokenizer, device)

@@ -17,18 +17,20 @@ from timm.data import Mixup
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datasets import StickerDataset, build_dataset, build_transform, same_topics
+from datasets import InputStatistics, StickerDataset, build_dataset, build_transform, same_topics
 from engine import Precision
 from models import SETTINGS, TIMM, Network, get_network
+from models.baselines import input_statistics
 from models.pvt import backbone_of
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
 from readers.images import PUBLISHED, RGB_ON_WHITE
+from readers.near_duplicates import read_twins
 from readers.tokenizer import DEFAULT_VOCABULARY, Tokenizer
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from runtime.weights import Start, build_model, check_classes, find_own_name, read_start, resolve_resume
-from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, set_seeds
+from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, printable, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
 
@@ -119,6 +121,31 @@ class Run:
             "seed": self.options.seed + self.processes.rank,
         }
 
+    def near_duplicates(self, split: str) -> list[int]:
+        """The indices of the images of a split that --without-near-duplicates leaves out; raises UserError."""
+        names = self.image_names(split)
+        listed, place = self.options.without_near_duplicates, {name: index for index, name in enumerate(names)}
+        flag = f"--without-near-duplicates {listed}"
+        try:
+            twins = read_twins(listed, split)
+        except UserError as error:
+            source = "it is the --json file of tools/check_dataset.py --near-duplicates N"
+            raise UserError(f"{flag}: {source}: {error}") from error
+        for name in twins:
+            if name not in place:
+                expected = f"expected images of {split}, found {printable(name)}"
+                raise UserError(f"{flag}: {expected}: make it of the data set and lists of this run")
+        left_out = {place[name] for name in twins}
+        indices = [index for index, name in enumerate(names) if place[name] in left_out]
+        if len(indices) == len(names):
+            raise UserError(f"{flag}: expected images of {split} without a twin, found none: take fewer bits")
+        return indices
+
+    def image_names(self, split: str) -> list[str]:
+        """The images of a split as documents name them: below the data set's folder."""
+        root = DATA_SETS[self.options.dataset].images_root(self.options.data_path)
+        return [os.path.relpath(sample.path, root) for sample in self.data[split].samples]
+
     def checkpoint_path(self, which: str = "") -> Path:
         """`checkpoint.pth`, `checkpoint_v.pth`, ... of --output-dir, with `which` before the dot."""
         return Path(self.options.output_dir) / f"{self.network.checkpoint}{which}.pth"
@@ -137,6 +164,7 @@ def build_run(options: Namespace, processes: Processes) -> Run:
     with failing_together():
         set_seeds(options.seed + processes.rank)
         start = read_start(options, network, newest)
+        options.input_statistics = input_statistics_of(network, start)
         choose_image_reading(options, start)
         data = build_data(options, network, start.tokenizer)
         class_names = next(iter(data.values())).class_names
@@ -146,7 +174,17 @@ def build_run(options: Namespace, processes: Processes) -> Run:
         prepare_model(options, network, model, precision)
     learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     print0(f"{options.model}: {learning:,} parameters learn, on {processes.world_size} x {processes.device}")
-    return Run(options, network, processes, precision, model, start, data, describe_run(vars(options)))
+    run = Run(options, network, processes, precision, model, start, data, describe_run(vars(options)))
+    if options.without_near_duplicates:
+        run.near_duplicates(options.eval_split if options.eval else "test")  # a wrong list ends the run here
+    return run
+
+
+def input_statistics_of(network: Network, start: Start) -> dict[str, Any] | None:
+    """The input statistics of a run: its checkpoint's, or those of a network of timm; None for ImageNet's."""
+    if start.checkpoint is not None:
+        return start.checkpoint.setting("input_statistics")
+    return input_statistics(network.name.removeprefix(TIMM)) if network.name.startswith(TIMM) else None
 
 
 def build_precision(options: Namespace, device: torch.device) -> Precision:
@@ -274,6 +312,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             remode=options.remode,
             recount=options.recount,
             scale=tuple(options.scale),
+            statistics=InputStatistics(**(options.input_statistics or {})),
         )
         replaces = split == "train" and options.on_bad_image == "skip"
         data[split] = build_dataset(
@@ -285,6 +324,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             on_bad_image="replace" if replaces else options.on_bad_image,
             cache_images=options.cache_images,
             jpeg_draft=options.jpeg_draft and split == "train",
+            annotations=options.annotations,
             image_reading=options.image_reading,
             topics=None if is_alone else topics,
         )

@@ -15,6 +15,7 @@ from models import SETTINGS, TIMM, Network, create_model
 from models.pvt import backbone_of, interpolate_position_embedding
 from readers.checkpoint import load_state, newest_checkpoint, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
+from readers.data_sets import DATA_SETS
 from readers.text_encoder import encoder_of, load_text_encoder
 from readers.tokenizer import Tokenizer
 from utils import Processes, UserError, failing_together, gather, naming_flags, print0, printable
@@ -93,6 +94,7 @@ def read_start(options: Namespace, network: Network, checkpoint: Checkpoint | No
         return pretrained_text(options.bert_model) if network.reads_text else Start()
     checkpoint = checkpoint or read_checkpoint(path, flag)
     check_network(options, network, checkpoint, f"{flag} {path}")
+    warn_of_lists(options, checkpoint, f"{flag} {path}")
     if network.reads_images and (options.eval or flag == "--finetune"):
         warn_of_input_size(options, checkpoint, f"{flag} {path}")
     start = Start(checkpoint)
@@ -137,6 +139,15 @@ def check_network(options: Namespace, network: Network, checkpoint: Checkpoint, 
             options.fuse_mlp_dim = used
         elif asked != used:
             raise UserError(f"{source}: trained with {flag_value(name, used)}, found {flag_value(name, asked)}")
+
+
+def warn_of_lists(options: Namespace, checkpoint: Checkpoint, source: str) -> None:
+    """Warns of a checkpoint that was trained on other lists, whose train may hold images of this run's test."""
+    trained, record = checkpoint.args.get("annotations", ""), DATA_SETS.get(str(checkpoint.args.get("dataset", "SER")))
+    if trained != options.annotations and record is not None and record.has_list_folders:
+        both = (trained, options.annotations)
+        used, asked = (f"--annotations {one}" if one else "SER30K's own lists" for one in both)
+        print0(f"warning: {source}: trained with {used}, found {asked}: train may have had images of this test")
 
 
 def flag_value(name: str, value: Any) -> str:

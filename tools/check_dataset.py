@@ -2,12 +2,15 @@
 
     python tools/check_dataset.py SER_Dataset
     python tools/check_dataset.py data/demo --workers 2 --json check.json
+    python tools/check_dataset.py SER_Dataset --near-duplicates 6 --json check.json
 
 Wrong, exit code 1: lists that cannot be read, wrong entries, unknown labels, missing or broken images, the same image
 (the same bytes) in two splits, texts that belong to no image, an order of SER30K's labels that the published class
 counts refute. Notes: the same image twice in one split; folders and files that are left out; labels that differ in form
-alone; images of one colour, and images that the published code reads differently. Exit code 0: nothing wrong; 2: a
-mistake in the command line.
+alone; images of one colour, and images that the published code reads differently; pictures that look alike in two
+splits (--near-duplicates): check.json lists them, for main.py --without-near-duplicates, and check_near_duplicates.png
+shows some. Of SER30K it says how far the annotators agree. Exit code 0: nothing wrong; 2: a mistake in the command
+line.
 """
 
 import argparse
@@ -17,9 +20,7 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +32,6 @@ from runtime.surroundings import begin
 if __name__ == "__main__":
     begin()
 
-
-from tqdm import tqdm
 
 from datasets import check_proportions
 from readers.annotations import SER_NAMES, Sample
@@ -49,8 +48,10 @@ from readers.files import (
 )
 from readers.images import EXPECTED, REMEDY, is_blank, read_image, readings_differ
 from readers.placing import MissingImages
+from tools import agreement, near_duplicates
 from tools.start import start
-from utils import RunError, UserError, mistake, printable, reason, shortage
+from tools.workers import map_images
+from utils import RunError, UserError, mistake, printable, reason
 
 SER_TEST_COUNTS = (305, 2251, 42, 165, 672, 550, 2163)  # of the published test split, in label order
 PUBLISHED_RESIZE = (512, 512)  # what evaluation at 448 px resizes to
@@ -95,9 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.json is not None and not options.json.parent.is_dir():
             raise mistake(f"--json {options.json}", "a file in a folder", "no such folder", "make it or name another")
-        report = check(options.path, options.dataset, options.workers)
+        report = check(
+            options.path,
+            options.dataset,
+            options.workers,
+            bits=options.near_duplicates,
+            annotations=options.annotations,
+        )
         if options.json is not None:
             write(options.json, report)
+            root = DATA_SETS[report["dataset"]].images_root(options.path)
+            near_duplicates.save_sheet(options.json, report.get("near_duplicates"), root)
         print(format_report(report), flush=True)
     except (UserError, RunError) as error:
         print(f"check_dataset.py: error: {error}", file=sys.stderr)
@@ -111,11 +120,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", choices=DATA_SETS, help="which data set (default: guessed from the layout)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the whole report")
+    parser.add_argument(
+        "--near-duplicates", type=int, metavar="N", help="pictures of two splits within N of 64 bits, such as 6"
+    )
+    parser.add_argument(
+        "--annotations", default="", metavar="NAME", help="SER30K's lists of another folder in Annotations"
+    )
     return parser
 
 
-def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
+def check(
+    root: Path, name: str | None, workers: int, *, bits: int | None = None, annotations: str = ""
+) -> dict[str, Any]:
     """The report on a data set: facts, class counts by split, findings by kind, and `ok`.
+
+    Args:
+        bits: of near-duplicates, which are looked for unless it is None.
+        annotations: see `readers.annotations.read_ser`.
 
     Raises:
         UserError: no such folder, a layout that cannot be guessed, no worker.
@@ -123,6 +144,8 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: expected at least 1")
+    if bits is not None:
+        near_duplicates.check_bits(bits)
     if name == "csv" or (name is None and root.is_file()):
         guessed, name = name is None, "csv"
     elif not root.is_dir():
@@ -130,12 +153,14 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     else:
         guessed = name is None
     name = name or guess_dataset(root)
+    DATA_SETS[name].check_annotations(root, annotations)
     findings: Findings = {kind: [] for kind in KINDS if kind not in NOTES_ON_READING}
     lists: list[str] = []
-    splits = {split: read_split(name, root, split, findings, lists) for split in DATA_SETS[name].splits}
+    read = partial(read_split, name, root, findings=findings, lists=lists, annotations=annotations)
+    splits = {split: read(split) for split in DATA_SETS[name].splits}
     missing = {finding["path"] for finding in findings["missing_images"]}
     paths = dict.fromkeys(str(sample.path) for samples in splits.values() for sample in samples)
-    checked = check_images([path for path in paths if path not in missing], workers)
+    checked = map_images(check_image, [path for path in paths if path not in missing], workers, "image")
     find_broken(splits, checked, findings)
     find_duplicates(splits, checked, findings)
     note_readings(checked, findings)
@@ -144,6 +169,10 @@ def check(root: Path, name: str | None, workers: int) -> dict[str, Any]:
     report["class_counts"] = {split: count_classes(names, samples) for split, samples in splits.items()}
     if names == SER_NAMES:
         report["label_order"] = check_label_order(list(report["class_counts"]["test"].values()))
+        report["agreement"] = agreement.measure(agreement.read_votes(root, annotations=annotations))
+    if bits is not None:
+        readable = {split: [one for one in samples if is_readable(one, checked)] for split, samples in splits.items()}
+        report["near_duplicates"] = near_duplicates.find(readable, DATA_SETS[name].images_root(root), bits, workers)
     wrong = sum(len(found) for kind, found in findings.items() if kind not in NOTES)
     refuted = report.get("label_order", {}).get("verdict") == "refuted"
     return report | {"findings": findings, "ok": not wrong and not refuted}
@@ -168,7 +197,9 @@ def class_names(name: str, root: Path, findings: Findings) -> Sequence[str]:
         return ()
 
 
-def read_split(name: str, root: Path, split: str, findings: Findings, lists: list[str]) -> list[Sample]:
+def read_split(
+    name: str, root: Path, split: str, findings: Findings, lists: list[str], annotations: str
+) -> list[Sample]:
     """The samples of a split; mistakes go to the findings, and missing images are among the samples.
 
     `lists` gets what was read where a data set's lists may be in several places.
@@ -193,28 +224,10 @@ def read_split(name: str, root: Path, split: str, findings: Findings, lists: lis
             add("unknown_labels" if isinstance(error, UnknownLabel) else "wrong_entries", str(error))
 
     try:
-        return DATA_SETS[name].read(root, split, note)
+        return DATA_SETS[name].read(root, split, note, annotations)
     except UserError as error:
         add("unreadable_lists", f"{split}: {error}")
         return []
-
-
-def check_images(paths: Sequence[str], workers: int) -> dict[str, Checked]:
-    """Reads image files in parallel, with a progress bar on a terminal."""
-    settings = {"total": len(paths), "unit": "image", "disable": None}
-    if workers == 1:
-        return dict(zip(paths, tqdm(map(check_image, paths), **settings), strict=True))
-    try:
-        with ProcessPoolExecutor(min(workers, len(paths) or 1)) as pool:
-            return dict(zip(paths, tqdm(pool.map(check_image, paths, chunksize=16), **settings), strict=True))
-    except BrokenProcessPool as error:
-        raise RunError("a worker has died, most likely for lack of memory: lower --workers") from error
-    except (OSError, RuntimeError, MemoryError) as error:
-        if (lacking := str(error) if isinstance(error, RunError) else shortage(error)) is None:
-            raise
-        for worker in active_children():  # of a pool that could not start all of them: they would wait for ever
-            worker.kill()
-        raise RunError(lacking.replace("--num-workers", "--workers").replace("--batch-size or ", "")) from error
 
 
 def check_image(path: str) -> Checked:
@@ -243,6 +256,12 @@ def find_broken(splits: dict[str, list[Sample]], checked: dict[str, Checked], fi
         for path, image in checked.items()
         if image.reason
     ]
+
+
+def is_readable(sample: Sample, checked: dict[str, Checked]) -> bool:
+    """Whether a sample's image is there and was read."""
+    image = checked.get(str(sample.path))
+    return image is not None and not image.reason
 
 
 def note_readings(checked: dict[str, Checked], findings: Findings) -> None:
@@ -304,12 +323,15 @@ def format_report(report: dict[str, Any]) -> str:
     lines += [f"{'all':14}" + "".join(f"{sum(of_split.values()):8,}" for of_split in counts.values()), ""]
     if "label_order" in report:
         lines.append(f"order of the labels {report['label_order']['verdict']}: {report['label_order']['text']}")
+        lines += agreement.lines(report["agreement"])
     for kind, found in report["findings"].items():
         note = " (a note, not a mistake)" if found and kind in NOTES else ""
         lines.append(f"{KINDS[kind]}: {len(found) or 'none'}{note}")
         lines += [f"  {finding['text']}" for finding in found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"  and {len(found) - SHOWN:,} more, all in the file of --json")
+    if "near_duplicates" in report:
+        lines += near_duplicates.lines(report["near_duplicates"])
     lines.append("nothing is wrong" if report["ok"] else "something is wrong, see above")
     return "\n".join(lines)
 

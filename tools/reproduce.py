@@ -47,7 +47,7 @@ from tools.tables.experiments import (
     read_settings,
     read_tables,
 )
-from tools.tables.running import UNTRAINED, Job, RunContext, fill, reading_flag, stand_in
+from tools.tables.running import ANNOTATORS, UNTRAINED, Job, RunContext, fill, reading_flag, stand_in
 from tools.tables.writing import COLUMNS, Row, Rows, score_column, write_tables
 from utils import UserError
 
@@ -114,7 +114,8 @@ def row_of(one: Experiment, jobs: Sequence[Job], results: Results, context: RunC
     """The row of jobs that differ only in their seed; if one has no figures, it gives the reason."""
     first, outcomes = jobs[0], {job.seed: results.get(job, "not yet") for job in jobs}
     reasons = [outcome for outcome in outcomes.values() if isinstance(outcome, str)]
-    runs_here = first.experiment.script and stand_in(first.experiment, context.settings) is not None
+    is_run = first.experiment.script and first.experiment.model not in ANNOTATORS
+    runs_here = is_run and stand_in(first.experiment, context.settings) is not None
     command = shlex.join(["python", *first.training_command(context)]) if runs_here else ""
     if (model := stand_in(one, context.settings)) not in (None, one.model):
         one = one._replace(title=f"{one.title} ({model} in its place)")

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 
 import safetensors.torch
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.export import Dim, ExportedProgram
 
 from inference.predictor import Predictor
@@ -31,14 +30,14 @@ MODES = {RGB_ON_WHITE: "RGB on white", PUBLISHED: "as published"}  # of pictures
 
 def describe(predictor: Predictor) -> dict[str, str]:
     """The metadata: how a picture and a text become inputs, and logits a class."""
-    size = predictor.input_size
+    size, statistics = predictor.input_size, predictor.statistics
     transform = {
         "mode": MODES[predictor.image_reading],
-        "resize_short_side": int(256 / 224 * size),
-        "interpolation": "bicubic",
+        "resize_short_side": int(size / statistics.crop_pct),
+        "interpolation": statistics.interpolation,
         "center_crop": size,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
+        "mean": tuple(statistics.mean),
+        "std": tuple(statistics.std),
     }
     metadata = {
         "model": predictor.name,

@@ -20,7 +20,8 @@ class Experiment(NamedTuple):
         title: what the tables call it.
         script: main.py or main_V.py; '' for a figure of the literature, which this code cannot compute.
         dataset: as --dataset; folder: its folder below --data-root, '' for the one that the settings name.
-        model: as --model, '' for the script's own; `hog` for logistic regression on HOG features (tools/baselines.py).
+        model: as --model, '' for the script's own; `hog` for logistic regression on HOG features (tools/baselines.py);
+            `annotator` and `annotator_others` for what one of SER30K's annotators says (tools/tables/annotators.py).
         backbone: of LORA and PVT; its config is configs/pvt/<backbone>.py, its weights are <backbone>.pth in --weights.
         flags: what differs from the published settings, as on the command line.
         start: what training starts from: `pvt` (--visfinetune), `timm` (--pretrained), or '' for random weights.

@@ -95,11 +95,12 @@ def cells(row: Row, facts: dict[str, Any]) -> dict[str, str]:
     own |= {
         "top-1": spread([run["acc1"] for run in runs]),
         "95 %": f"{low:.2f} to {high:.2f}",
-        "mAP": spread([100 * run["mean_average_precision"] for run in runs]),
         "difference": difference(row, facts),
         "samples": f"{first['samples']:,}",
-        "seeds": " ".join(map(str, outcome)) if first["from"] == "training" else "checkpoint",
+        "seeds": {"training": " ".join(map(str, outcome)), "the lists": ""}.get(first["from"], "checkpoint"),
     }
+    if "mean_average_precision" in first:
+        own["mAP"] = spread([100 * run["mean_average_precision"] for run in runs])
     for kind in ("macro", "weighted"):
         for share in SHARES:
             name = f"{kind} {'F1' if share == 'f1' else share[0].upper()}"
