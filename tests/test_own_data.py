@@ -130,7 +130,7 @@ def test_a_table_is_read_as_spreadsheets_save_it(tmp_path, settings):
     table = write_rows(tmp_path / "set.csv", **settings)
     assert DATA_SETS["csv"].class_names(table) == ("calm", "glad")
     for split, numbers in (("train", (0, 1)), ("val", (2, 3)), ("test", (4, 5))):
-        expected = [(tmp_path / f"{number}.png", 1 - number % 2, "") for number in numbers]
+        expected = [(tmp_path / f"{number}.png", 1 - number % 2, "", "") for number in numbers]
         assert read_csv(table, split) == expected
 
 

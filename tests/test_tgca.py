@@ -179,7 +179,7 @@ def test_mixed_precision_changes_little_and_keeps_the_spectrum_in_float32():
 
 
 def test_weights_of_the_first_token_are_the_row_of_both_maps():
-    attention = TopicAttention(24, 0.0).double()
+    attention = TopicAttention(24, 12, 0.0).double()
     x, groups = images_of(3, 8, 24).flatten(1, 2), group_topics(torch.tensor([2, 1, 2]), torch.empty(3))
     weights = attention.weights(x, groups)
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(3, 12, dtype=torch.float64))
