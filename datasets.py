@@ -98,7 +98,7 @@ def build_transform(
 ) -> Transform:
     """The way from a picture in RGB to a tensor (3, H, W), normalised with the mean and deviation of `statistics`.
 
-    In training: random crop of `scale` of the area, flip, augmentation; timm leaves the colour jitter out where
+    In training: random crop of `scale` of the area, flip, augmentation; timm leaves the colour jitter out if
     `auto_augment` is set. In evaluation: the short side resized to int(256 / 224 * size), bicubic, and the centre
     cropped, or as `statistics` have it. `input_size`, the side in pixels or (height, width), and `statistics` are all
     that matters in evaluation.
@@ -175,7 +175,7 @@ class _Resize:
 
 
 def check_proportions(image: Image.Image, size: tuple[int, int]) -> None:
-    """Raises UserError for a picture so elongated that it outgrows Pillow's limit where it covers (height, width)."""
+    """Raises UserError for a picture so elongated that it exceeds Pillow's limit when it covers (height, width)."""
     scale = max(size[0] / image.height, size[1] / image.width)
     if Image.MAX_IMAGE_PIXELS and image.height * image.width * scale**2 > Image.MAX_IMAGE_PIXELS:
         found = f"{image.width} x {image.height}"
@@ -230,7 +230,7 @@ class StickerDataset(Dataset):
     item is its index, or a `Draw`, which has a seed for its augmentation: the item then depends on nothing else, and
     the generators of this process stay as they are.
 
-    Reading a single item raises UserError where its image is broken. A loader asks for the items of a whole batch;
+    Reading a single item raises UserError if its image is broken. A loader asks for the items of a whole batch;
     there `on_bad_image` tells what becomes of such an image:
         error: it ends the run;
         skip: the batch is smaller by it, for evaluation;
@@ -239,7 +239,7 @@ class StickerDataset(Dataset):
     Args:
         cache_images: decodes all images here and keeps the pictures in memory, those of the workers included; items
             stay the same. Each process of a distributed run has its own.
-        jpeg_draft: decodes a JPEG at a reduced scale where both its sides are at least twice those that the
+        jpeg_draft: decodes a JPEG at a reduced scale if both its sides are at least twice those that the
             transform's first step crops or resizes to (see `read_image`). The picture as a whole stays at least that
             large; a crop of it, in training as small as 8 % of its area, may come from fewer pixels than at full
             scale, and is enlarged. Not for evaluation.

@@ -245,7 +245,7 @@ def merge_predictions(parts: Sequence[Predictions]) -> Predictions:
 def compute_metrics(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
     """Logits (samples, classes) and labels (samples,) to top-1 and top-5 accuracy in percent, loss, figures by class.
 
-    Precision, recall, F1 and mean average precision are shares from 0 to 1, 0 where undefined; the confusion matrix has
+    Precision, recall, F1 and mean average precision are shares from 0 to 1, 0 if undefined; the confusion matrix has
     true classes as rows.
     """
     predictions = logits.argmax(dim=1)

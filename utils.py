@@ -67,7 +67,7 @@ def is_printable(text: str) -> bool:
 
 
 def printable(value: Any, limit: int = MAX_LENGTH) -> str:
-    """A name as it is, quoted and escaped where it would not stay on one line, cut at `limit` characters."""
+    """A name as it is, quoted and escaped if it would not stay on one line, cut at `limit` characters."""
     text = str(value)
     text = text if is_printable(text) else repr(text[:limit])
     return text if len(text) <= limit else text[:limit] + "..."
@@ -245,12 +245,12 @@ def print0(*values: Any) -> None:
 
 
 def write_json_lines(path: Path, entries: list[dict[str, Any]]) -> None:
-    """Writes a JSON-lines file whole; raises UserError where it cannot be written."""
+    """Writes a JSON-lines file whole; raises UserError if it cannot be written."""
     write_whole(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The entries of a JSON-lines file up to the first that cannot be read; none where there is no file."""
+    """The entries of a JSON-lines file up to the first that cannot be read; none if there is no file."""
     entries = []
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -307,7 +307,7 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def make_writable_folder(folder: Path, flag: str = "--output-dir") -> None:
-    """Makes the folder that a flag names; raises UserError where it cannot be written."""
+    """Makes the folder that a flag names; raises UserError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -326,7 +326,7 @@ def set_aside(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file; raises UserError where it cannot be."""
+    """Removes a file; raises UserError if it cannot be."""
     try:
         path.unlink()
     except OSError as error:
@@ -365,7 +365,7 @@ class Processes:
     """This process among those of the run, and its device.
 
     Attributes:
-        store: through which the processes found each other; None where there is one.
+        store: through which the processes found each other; None if there is one.
     """
 
     device: "torch.device"

@@ -90,7 +90,7 @@ class Predictor:
         return self.network.selects_patches
 
     def __call__(self, images: Sequence[Picture | Tensor], texts: Sequence[str] | None = None) -> list[Prediction]:
-        """The prediction for each image; LORA takes a text for each, '' where there is none.
+        """The prediction for each image; LORA takes a text for each, '' if there is none.
 
         Args:
             images: pictures, files, or what `tensor` made of them.
@@ -126,7 +126,7 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, *inputs: Tensor) -> Tensor:
-        """What `inputs` gives to logits (B, classes) in float32; raises UserError where they are not finite."""
+        """What `inputs` gives to logits (B, classes) in float32; raises UserError if they are not finite."""
         logits = self.model(*inputs).float()
         if not logits.isfinite().all():
             raise UserError("the logits are not finite numbers: are the weights a trained model's?")

@@ -33,7 +33,7 @@ OTHER_LISTS = Path("other_dataset")  # of the working folder, where the publishe
 
 
 class Sample(NamedTuple):
-    """An image with its label, counted from 0, its text and its topic, '' where it has none."""
+    """An image with its label, counted from 0, its text and its topic, '' if it has none."""
 
     path: Path
     label: int

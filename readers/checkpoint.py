@@ -44,7 +44,7 @@ def read_weights_file(path: str | Path, flag: str) -> Any:
 
 
 def find_weights_file(path: str | Path, flag: str) -> Path:
-    """The file itself, fetched where an address is given; raises UserError."""
+    """The file itself, fetched if an address is given; raises UserError."""
     file = fetch(path, flag) if isinstance(path, str) and ADDRESS.match(path) else Path(path)
     if not os.path.isfile(file):
         raise UserError(f"{flag} {printable(path)}: no such file; check the path")

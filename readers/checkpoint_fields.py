@@ -23,7 +23,7 @@ REQUIRED_FIELDS = {  # largest values, beyond any published encoder
 }
 
 OPTIONAL_FIELDS = {"max_position_embeddings": 2**20, "type_vocab_size": 2**10}
-SMALLEST = {"max_position_embeddings": 30}  # ids of a text (spec section 3)
+SMALLEST = {"max_position_embeddings": 30}  # ids of a text
 SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
 
 # What the encoder's code computes whatever the configuration says; another value would be silently ignored.

@@ -27,7 +27,7 @@ CHECKSUM = re.compile(r"sha256=([0-9a-fA-F]{64})")
 
 
 class Address(NamedTuple):
-    """Where a file is, without its checksum; the checksum, '' where none is given; what to call it in a message."""
+    """Where a file is, without its checksum; the checksum, '' if none is given; what to call it in a message."""
 
     url: str
     sha256: str
@@ -38,8 +38,8 @@ def fetch(url: str, flag: str, *, limit_bytes: int = 4 * 2**30) -> Path:
     """The file at an address, `https://host/file.pth` or `https://host/file.pth#sha256=<64 hexadecimal digits>`.
 
     It is kept in torch.hub's folder (`TORCH_HOME`) under a name made of its own and of the address, and not fetched
-    again; where a checksum is given, the kept file must have it too, or is fetched again. Processes that start
-    together each fetch it. `SSL_CERT_FILE` and the proxy variables of the environment are heeded.
+    again; if a checksum is given, the kept file must have it too, or is fetched again. Processes that start
+    together each fetch it. `SSL_CERT_FILE` and the proxy variables of the environment are used.
 
     Raises:
         UserError: another protocol than HTTPS, also where the server leads there; a file that is larger than

@@ -49,7 +49,7 @@ def _picture_or_error(path: Path, least_size: tuple[int, int] | None, reading: s
 
 
 def _check_memory(paths: list[Path], least_size: tuple[int, int] | None) -> None:
-    """Raises UserError where the pictures would take more than half of the available memory."""
+    """Raises UserError if the pictures would take more than half of the available memory."""
     available = available_memory()
     needed = sum(_bytes_needed(path, least_size) for path in paths)
     if available is not None and needed > available / 2:
@@ -60,7 +60,7 @@ def _check_memory(paths: list[Path], least_size: tuple[int, int] | None) -> None
 
 
 def _bytes_needed(path: Path, least_size: tuple[int, int] | None) -> int:
-    """Bytes of a decoded picture, 0 where it cannot be read."""
+    """Bytes of a decoded picture, 0 if it cannot be read."""
     try:
         height, width = read_size(path, least_size)
     except UserError:
@@ -69,7 +69,7 @@ def _bytes_needed(path: Path, least_size: tuple[int, int] | None) -> int:
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process can still have: what Linux says is available, or less where a container or a
+    """Bytes of memory that this process can still have: what Linux says is available, or less if a container or a
     scheduler allows less; None on other systems.
 
     Args:

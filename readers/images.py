@@ -201,7 +201,7 @@ def _mend_transparency(image: Image.Image, raw_mode: str) -> None:
 
 
 def _raw_mode(image: Any) -> str:
-    """How the file stores its pixels, in Pillow's terms; '' where the plugin does not say."""
+    """How the file stores its pixels, in Pillow's terms; '' if the plugin does not say."""
     arguments = image.tile[0].args if getattr(image, "tile", None) else ""
     if isinstance(arguments, tuple) and arguments:
         arguments = arguments[0]

@@ -34,7 +34,7 @@ FILLS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 MAX_VALUES = 2**22  # values in a container, shared ones counted as often as they are reached
 MAX_NUMBER_BYTES = 8
 MAX_CONTENT = 100  # letters of a text that is looked at
-MAX_TUPLE_VALUES = 10_000  # the same for a tuple, which may be a key: Python counts its hash anew each time
+MAX_TUPLE_VALUES = 10_000  # the same for a tuple, which may be a key: Python computes its hash each time
 
 
 class RefusedPickle(ValueError):
@@ -155,7 +155,7 @@ def check_encoding(arguments: str | tuple[Any, ...] | None) -> None:
 
 
 def top(stack: Stack) -> Item:
-    """The last value on the stack; raises ValueError where there is none."""
+    """The last value on the stack; raises ValueError if there is none."""
     if not stack or stack[-1] is MARK:
         raise ValueError("a pickle whose stack lacks what an opcode takes")
     return stack[-1]

@@ -16,7 +16,7 @@ TEXT_TYPES = (None, model_name, device_name)  # the types of flags that take tex
 def read_config(path: str) -> dict[str, Any]:
     """The options of a config file: its `cfg` dictionary or, without one, its own variables.
 
-    The file is Python code, as in the published configs; mmcv 1.x reads it where it is installed, else mmengine.
+    The file is Python code, as in the published configs; mmcv 1.x reads it if it is installed, else mmengine.
     """
     try:
         from mmcv import Config

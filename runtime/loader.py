@@ -53,10 +53,10 @@ def build_loader(
     seed: int = 0,
     prefetch_factor: int = 2,
 ) -> DataLoader:
-    """A loader to be read through `read_batches`; in order where there is no sampler.
+    """A loader to be read through `read_batches`; in order if there is no sampler.
 
-    Workers stay from one epoch to the next and use one thread each. They do not heed the signals SIGINT, SIGTERM and
-    SIGUSR1, which a terminal or a scheduler sends to every process of a run: ending them is the main process's part.
+    Workers stay from one epoch to the next and use one thread each. They ignore the signals SIGINT, SIGTERM and
+    SIGUSR1, which a terminal or a scheduler sends to every process of a run: the main process ends them.
 
     Args:
         sampler, batch_size, drop_last: single indices to be put into batches; or
@@ -123,7 +123,7 @@ def _end_half_started(error: BaseException) -> None:
 
 
 def _with_deaths(loader: Iterable[Batch | UserError | RunError]) -> Iterator[Batch | UserError | RunError]:
-    """What a loader yields; where a worker's end cuts a batch off, the error is the one that `worker_death` explains.
+    """What a loader yields; if a worker's end cuts a batch off, the error is the one that `worker_death` explains.
 
     The main process fetches a batch's memory from its worker. It may find the connection cut a moment before the
     kernel tells it of the worker's end, upon which PyTorch's handler of SIGCHLD raises its error, here.

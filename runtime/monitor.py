@@ -90,7 +90,7 @@ class Watchdog:
 
     Args:
         timeout: seconds.
-        store: of the process group, through which the processes see each other; None where there is one process.
+        store: of the process group, through which the processes see each other; None if there is one process.
     """
 
     def __init__(self, timeout: float, *, rank: int = 0, world_size: int = 1, store: dist.Store | None = None):
@@ -178,7 +178,7 @@ WARMUP = 2  # steps before the trace begins: the first ones are not like the oth
 
 @contextmanager
 def profiling(steps: int | None, path: Path) -> Iterator[Callable[[], None]]:
-    """Traces `steps` steps after the first two into a file; nothing where `steps` is None.
+    """Traces `steps` steps after the first two into a file; nothing if `steps` is None.
 
     Yields:
         A function to be called after each step.
@@ -269,7 +269,7 @@ def progress(
     done: int = 0,
     describe: Callable[[], str] = lambda: "",
 ) -> Iterator[Item]:
-    """Passes the items on with a progress bar where process 0 has a terminal, else with a line every `every` items.
+    """Passes the items on with a progress bar if process 0 has a terminal, else with a line every `every` items.
 
     Args:
         done: how many of the `total` were done before.
@@ -299,7 +299,7 @@ class Monitor(ExitStack):
 
     Args:
         options: `timeout`, `log_every`, and for a training `profile` and `output_dir`.
-        trains: whether a signal is followed by a checkpoint and --profile is heeded.
+        trains: whether a signal is followed by a checkpoint and --profile has an effect.
 
     Attributes:
         speed: of the last pass over batches.

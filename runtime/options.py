@@ -88,7 +88,7 @@ def add_run(parser: Parser) -> None:
         type=positive_float,
         default=1800,
         metavar="SECONDS",
-        help="end the run, and say where it hangs, once no batch was done for so long",
+        help="end the run, and say where it hangs, if no batch is done for so long",
     )
     group.add_argument(
         "--context",
@@ -312,7 +312,7 @@ def add_optimizer(parser: Parser) -> None:
     group.add_argument(
         "--fused",
         action=argparse.BooleanOptionalAction,
-        help="the optimizer's fused form; otherwise where it is on CUDA and has one",
+        help="the optimizer's fused form; by default on CUDA, if it has one",
     )
     group.add_argument(
         "--grad-accum-steps", type=positive_int, default=1, metavar="N", help="batches a step, as one large batch"
@@ -325,7 +325,7 @@ def add_optimizer(parser: Parser) -> None:
 def add_augmentation(parser: Parser) -> None:
     group = parser.add_argument_group("augmentation")
     group.add_argument(
-        "--color-jitter", type=non_negative, default=0.1, metavar="F", help="no effect where --aa names a policy"
+        "--color-jitter", type=non_negative, default=0.1, metavar="F", help="no effect if --aa names a policy"
     )
     group.add_argument("--no-aug", action="store_true", help="train on the images as they are evaluated")
     group.add_argument("--aa", default="rand-m9-mstd0.5-inc1", metavar="POLICY", help="timm's auto-augment, or none")
@@ -341,12 +341,12 @@ def add_augmentation(parser: Parser) -> None:
 
 def add_mixup(parser: Parser) -> None:
     group = parser.add_argument_group("mixup")
-    group.add_argument("--mixup", type=concentration, default=0.0, metavar="ALPHA", help="Mixup, on where above 0")
-    group.add_argument("--cutmix", type=concentration, default=0.0, metavar="ALPHA", help="CutMix, on where above 0")
+    group.add_argument("--mixup", type=concentration, default=0.0, metavar="ALPHA", help="Mixup, on above 0")
+    group.add_argument("--cutmix", type=concentration, default=0.0, metavar="ALPHA", help="CutMix, on above 0")
     group.add_argument("--cutmix-minmax", type=rate, nargs=2, metavar="R", help="CutMix's least and largest share")
     group.add_argument("--mixup-prob", type=non_negative, default=1.0, help="probability of either")
     group.add_argument(
-        "--mixup-switch-prob", type=non_negative, default=0.5, help="probability of CutMix where both are on"
+        "--mixup-switch-prob", type=non_negative, default=0.5, help="probability of CutMix if both are on"
     )
     group.add_argument("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="how Mixup is applied")
 

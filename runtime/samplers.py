@@ -26,7 +26,7 @@ def build_train_sampler(
 ) -> RepeatAugSampler | DistributedSampler:
     """The order of the training samples of one process; `set_epoch` is to be called before each epoch.
 
-    With repeated augmentation (spec section 6) each sample comes three times in a row and an epoch has
+    With repeated augmentation each sample comes three times in a row and an epoch has
     n // 256 * 256 / processes samples a process. Where that is less than a batch, so always below 256 samples, the
     epoch is every sample once, shuffled, and `say` is told so.
 

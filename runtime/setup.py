@@ -105,7 +105,7 @@ class Run:
 
     @property
     def eval_batch_size(self) -> int:
-        """Images a batch of an evaluation; as published where a prediction depends on it."""
+        """Images a batch of an evaluation; as published if a prediction depends on it."""
         return int(1.5 * self.options.batch_size) if self.options.context == "batch" else self.options.batch_size
 
     @cached_property
@@ -346,7 +346,7 @@ def keep_freed_memory() -> bool:
     fragments make higher; both are measured in docs/performance.md. Loader workers that are forked later inherit it.
 
     Returns:
-        Whether the C library took it; False where there is no glibc (macOS, musl), and nothing has changed.
+        Whether the C library took it; False if there is no glibc (macOS, musl), and nothing has changed.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -357,7 +357,7 @@ def keep_freed_memory() -> bool:
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None where another packaging hides it."""
+    """The installed version of a package; None if another packaging hides it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -244,7 +244,7 @@ def fit_position_embeddings(state: Mapping[str, Tensor], own: Mapping[str, Tenso
         own: the backbone's own state dict.
 
     Returns:
-        The entries, and what was done to them, to be put after `load_state`'s account; '' where nothing was.
+        The entries, and what was done to them, to be put after `load_state`'s account; '' if nothing was.
     """
     fitted, changes = dict(state), []
     for stage in range(1, 5):
@@ -262,7 +262,7 @@ def fit_position_embeddings(state: Mapping[str, Tensor], own: Mapping[str, Tenso
 
 
 def grid_side(position_embedding: Tensor, extra: int) -> int:
-    """Cells a side of an embedding (1, extra + G * G, C) of floating-point numbers; 0 where it is no square grid."""
+    """Cells a side of an embedding (1, extra + G * G, C) of floating-point numbers; 0 if it is no square grid."""
     if position_embedding.ndim != 3 or position_embedding.shape[0] != 1 or not position_embedding.is_floating_point():
         return 0
     cells = max(position_embedding.shape[1] - extra, 0)

@@ -275,8 +275,8 @@ def test_lists_are_looked_for_as_the_published_code_does(fi, roi, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "other_dataset/FI/train.json", [["Awe/awe.jpg", 2]])
     write_json(tmp_path / "other_dataset/EmotionROI/train.json", [[3, "images/joy/1.jpg"]])
-    assert read_fi(fi, "train") == [Sample(fi / "train/Awe/awe.jpg", 2, "")]
-    assert read_emotion_roi(roi, "train") == [Sample(roi / "images/joy/1.jpg", 3, "")]
+    assert read_fi(fi, "train") == [Sample(fi / "train/Awe/awe.jpg", 2, "", "Awe/awe.jpg")]
+    assert read_emotion_roi(roi, "train") == [Sample(roi / "images/joy/1.jpg", 3, "", "images/joy/1.jpg")]
     assert capsys.readouterr().out.splitlines() == [
         "FI train: the list other_dataset/FI/train.json",
         "EmotionROI train: the list other_dataset/EmotionROI/train.json",

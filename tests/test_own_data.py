@@ -145,7 +145,7 @@ def test_an_image_in_several_splits_is_said(tmp_path, capsys):
 def test_quotes_may_follow_a_space(tmp_path):
     table = write_rows(tmp_path / "set.csv")
     table.write_text('path, "label", split, text\n0.png, "calm", train, "hello, ""you"""\n')
-    assert read_csv(table, "train") == [(tmp_path / "0.png", 0, 'hello, "you"')]
+    assert read_csv(table, "train") == [(tmp_path / "0.png", 0, 'hello, "you"', "")]
 
 
 @pytest.mark.parametrize(
