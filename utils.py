@@ -357,7 +357,7 @@ def make_deterministic() -> None:
 
 
 # The group for flags and Python objects where the default one is NCCL's, which would take them through the GPU.
-CONTROL: dict[str, "dist.ProcessGroup"] = {}
+CONTROL: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
