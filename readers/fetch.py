@@ -99,7 +99,7 @@ def proxy_advice(names: Sequence[str] = PROXIES, *, socks: bool = True) -> str:
     """What may be wrong with the proxies that the environment names, to be put into a message; '' if it names none.
 
     Args:
-        names: of the variables that were heeded, in lower case.
+        names: of the variables that were used, in lower case.
         socks: whether SOCKS proxies can be used, if the package for them is installed.
     """
     advice = []
