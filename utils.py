@@ -201,6 +201,11 @@ def check_shortage(error: BaseException) -> None:
 def reason(error: BaseException) -> str:
     """Why a file could not be opened or read, on one short line; raises RunError (see `check_shortage`)."""
     check_shortage(error)
+    return in_words(error)
+
+
+def in_words(error: BaseException) -> str:
+    """An error as one short line."""
     text = getattr(error, "strerror", None) or f"{type(error).__name__} {error}"
     return _line(text.strip())[:200]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from readers.files import LeftOut, Report, UnknownLabel
-from utils import listed, mistake, printable, reason, shown, typed
+from utils import is_printable, listed, mistake, printable, reason, shown, typed
 
 GIVE_ROOT = "complete the data set, or give its folder with --data-path"
 # What archives, Windows, Synology, QNAP and Linux put beside data; hidden names are left out as well.
@@ -121,7 +121,7 @@ def class_folder_names(folder: Path) -> tuple[str, ...]:
         found = f"{listed(others)}, which is none" if others else "no folder"
         raise mistake(folder, "a folder for each class, with images", found, GIVE_ROOT)
     for name in names:
-        if not name.isprintable():
+        if not is_printable(name):
             raise mistake(folder, "class folders of printable names", typed(name), "rename the folder")
     check_distinct(folder, "class folders", names, "put them together")
     return names

@@ -30,7 +30,7 @@ from readers.files import (
 )
 from readers.placing import plain_name
 from readers.tables import read_table
-from utils import listed, mistake, printable, typed
+from utils import is_printable, listed, mistake, printable, typed
 
 COLUMNS = ("path", "label", "split")  # and, if there are any, text and topic
 OWN_SPLITS = ("train", "val", "test")
@@ -58,7 +58,7 @@ def table_lines(file: Path, report: Report) -> Iterator[Line]:
             report(entry_mistake(file, where, "a path, a label and a split", typed(list(row.values()))))
         elif split not in OWN_SPLITS:
             report(entry_mistake(file, where, "the split train, val or test", typed(row["split"])))
-        elif not label.isprintable() or len(row["label"].strip().splitlines()) > 1:  # after a quote without its end
+        elif not is_printable(label) or len(row["label"].strip().splitlines()) > 1:  # after a quote without its end
             report(entry_mistake(file, where, "a label of printable characters", typed(row["label"])))
         else:
             yield Line(number, row["label"], label, split, row["path"], row.get("text", ""), row.get("topic", ""))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from utils import UserError, print0, printable, reason
+from utils import UserError, in_words, print0, printable, reason
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure
@@ -97,7 +97,7 @@ class Harmless:
             if self.board is not None:
                 getattr(self.board, method)(*arguments)
         except Exception as error:
-            print0(f"warning: {type(self.board).__name__} fails and gets nothing more: {reason(error)}")
+            print0(f"warning: {type(self.board).__name__} fails and gets nothing more: {in_words(error)}")
             self.board = None
 
 
