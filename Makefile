@@ -4,6 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SYSTEM_PYTHON := $(firstword $(foreach version,3.12 3.11 3.13,$(shell python$(version) -c 'print("python$(version)")' 2>/dev/null)) python3)
 SPLIT ?= image
+COUNT ?= 20000
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
@@ -73,7 +74,7 @@ test-app: $(VENV)/installed-browser
 	$(PYTHON) -m pytest --browser tests/test_app.py
 
 fuzz: install
-	for reader in annotations own-data tables images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count 20000 || exit 1; done
+	for reader in annotations own-data tables images config checkpoints; do $(PYTHON) -m tests.fuzz $$reader --count $(COUNT) || exit 1; done
 
 lint: install
 	$(PYTHON) -m ruff check .
