@@ -17,6 +17,7 @@ from models import create_model
 
 # As the processes that tests start: with other threads, rounding takes other patches where scores are nearly tied. And
 # workers share two cores, where more threads than cores wait for one another.
+os.environ["OMP_NUM_THREADS"] = "1"  # which runs inside a test obey
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 LONG_FILES = (
