@@ -125,7 +125,10 @@ def test_the_majority_needs_no_training(sticker_set, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "resnet50"], "expected lora, lora_v, tgca_pvt, tgca_pvt_v, pvt, bert, majority or timm/NAME, found 'resnet50'"),
+        (
+            ["--model", "resnet50"],
+            "expected lora, lora_v, tgca_pvt, tgca_pvt_v, pvt, bert, majority or timm/NAME, found 'resnet50'",
+        ),
         (["--model", "lora_v", "--pretrained"], "--pretrained is for --model timm/NAME"),
         (["--model", "timm/test_vit", "--pretrained", "--visfinetune", "w.pth"], "both name weights"),
         (["--model", "timm/test_vit", "--layer-decay", "0.9"], "--layer-decay is for networks of PVT"),
