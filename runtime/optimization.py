@@ -49,8 +49,9 @@ def check_betas(options: Namespace, settings: dict[str, Any]) -> None:
     settings = {name: value for name, value in settings.items() if name != "fused"}  # the copy is on the CPU
     try:
         optimizer = create_optimizer_v2([weight], opt=options.opt, **settings)
-        if "betas" not in optimizer.param_groups[0]:
-            raise ValueError("it has none")
+        taken = optimizer.param_groups[0].get("betas", ())
+        if len(taken) != len(options.opt_betas):  # PyTorch 2.14 drops those that are too many without a word
+            raise ValueError(f"it has {len(taken) or 'none'}")
         optimizer.step()
     except (ValueError, TypeError, IndexError, AssertionError) as error:
         given = " ".join(f"{beta:g}" for beta in options.opt_betas)

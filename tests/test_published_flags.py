@@ -203,7 +203,7 @@ def test_the_progress_line_has_loss_and_rate(sticker_set):
     finished = run_here("main_V.py", *SMALL, "--epochs", "1", "--log-every", "3", "--data-path", sticker_set)
     lines = [line for line in finished.output.splitlines() if line.startswith("epoch 0: 3/6,")]
     assert len(lines) == 1, finished.output
-    loss, rate = (part.split()[1] for part in lines[0].split(", ")[2:])
+    loss, rate = (part.split()[1] for part in lines[0].split(", ")[2:4])
     assert math.isfinite(float(loss))
     assert float(rate) == 1e-5
 
