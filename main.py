@@ -39,8 +39,8 @@ from readers.checkpoint_fields import Checkpoint
 from runtime.boards import Board, boards
 from runtime.launch import set_threads, start_processes
 from runtime.loader import worker_death
-from runtime.monitor import Monitor, all_speeds, ending_on_signals
-from runtime.reports import Evaluation, evaluation_context, finish_report, report, tell_blank_images
+from runtime.monitor import Monitor, ending_on_signals
+from runtime.reports import Evaluation, evaluation_context, finish_report, log_entry, report, tell_blank_images
 from runtime.setup import Run, build_run, keep_freed_memory
 from runtime.state import Training, watched_accuracy
 from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
@@ -241,36 +241,6 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
                 if not path.exists():
                     break  # those before were removed in their turn
                 remove(path)
-
-
-def log_entry(training: Training, split: str, evaluation: Evaluation, speed: dict[str, float]) -> dict[str, Any]:
-    """The log's entry on the epoch that was trained and evaluated; all processes take part.
-
-    `speed` is this process's, of what was trained since the start or the last resume.
-    """
-    metrics, rate = evaluation.metrics, training.optimizer.param_groups[0]["lr"]
-    parts = gather((training.losses.mean(), list(training.skipped.values()), speed))
-    entry = {
-        "epoch": training.epoch,
-        "lr": rate,
-        "train_lr": rate,
-        "train_loss": sum(loss for loss, *_ in parts) / len(parts),
-        "train_seconds": round(training.seconds, 2),
-        **all_speeds([speed for *_, speed in parts]),
-        f"{split}_acc1": metrics["acc1"],
-        f"{split}_acc5": metrics["acc5"],
-        f"{split}_loss": metrics["loss"],
-        f"{split}_macro_f1": metrics["macro"]["f1"],
-        "n_parameters": sum(parameter.numel() for parameter in training.model.parameters()),
-    }
-    bad = {image.path for _, images, _ in parts for image in images}
-    if bad:
-        entry["bad_images"] = sorted(bad)
-        print0(f"epoch {training.epoch}: {len(bad)} images of train cannot be read and were replaced by others")
-    tell_blank_images(training.run.data["train"], "train", training.run.blank_images)
-    if evaluation.not_scored:
-        entry[f"{split}_not_scored"] = len(evaluation.not_scored)
-    return entry
 
 
 def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Board]) -> None:

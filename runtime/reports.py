@@ -18,6 +18,7 @@ from engine import Predictions, compute_metrics, format_metrics
 from inference.predictor import Predictor
 from runtime.boards import Board
 from runtime.model_card import write_card_beside
+from runtime.progress import all_speeds
 from runtime.setup import Run
 from utils import (
     UserError,
@@ -34,6 +35,8 @@ from utils import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from runtime.state import Training
 
 SAMPLES_SHOWN = 4  # images of test whose overlays a board gets
 COLUMNS = ("image", "label", "prediction")  # then `p_<class>` for each class
@@ -129,6 +132,36 @@ def context_statement(context: dict[str, Any]) -> str:
         f"another of their topic beside them in batches of {context['batch_size']}, {context['list']}, "
         f"{context['processes']} processes, {context['left_out']} images left out, which changes the others"
     )
+
+
+def log_entry(training: "Training", split: str, evaluation: Evaluation, speed: dict[str, float]) -> dict[str, Any]:
+    """The log's entry on the epoch that was trained and evaluated; all processes take part.
+
+    `speed` is this process's, of what was trained since the start or the last resume.
+    """
+    metrics, rate = evaluation.metrics, training.optimizer.param_groups[0]["lr"]
+    parts = gather((training.losses.mean(), list(training.skipped.values()), speed))
+    entry = {
+        "epoch": training.epoch,
+        "lr": rate,
+        "train_lr": rate,
+        "train_loss": sum(loss for loss, *_ in parts) / len(parts),
+        "train_seconds": round(training.seconds, 2),
+        **all_speeds([speed for *_, speed in parts]),
+        f"{split}_acc1": metrics["acc1"],
+        f"{split}_acc5": metrics["acc5"],
+        f"{split}_loss": metrics["loss"],
+        f"{split}_macro_f1": metrics["macro"]["f1"],
+        "n_parameters": sum(parameter.numel() for parameter in training.model.parameters()),
+    }
+    bad = {image.path for _, images, _ in parts for image in images}
+    if bad:
+        entry["bad_images"] = sorted(bad)
+        print0(f"epoch {training.epoch}: {len(bad)} images of train cannot be read and were replaced by others")
+    tell_blank_images(training.run.data["train"], "train", training.run.blank_images)
+    if evaluation.not_scored:
+        entry[f"{split}_not_scored"] = len(evaluation.not_scored)
+    return entry
 
 
 def report(run: Run, evaluation: Evaluation, split: str, checkpoint: Path, folder: Path | None) -> None:

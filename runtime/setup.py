@@ -19,18 +19,18 @@ from torch.utils.data import DataLoader
 
 from datasets import InputStatistics, StickerDataset, build_dataset, build_transform, same_topics
 from engine import Precision
-from models import SETTINGS, TIMM, Network, get_network
+from models import TIMM, Network, get_network
 from models.baselines import input_statistics
 from models.pvt import backbone_of
-from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
 from readers.images import PUBLISHED, RGB_ON_WHITE
 from readers.near_duplicates import read_twins
 from readers.tokenizer import DEFAULT_VOCABULARY, Tokenizer
+from runtime.checks import check_options, resolve_topics
 from runtime.loader import build_loader
 from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
 from runtime.weights import Start, build_model, check_classes, find_own_name, read_start, resolve_resume
-from utils import Processes, UserError, failing_together, make_deterministic, naming_flags, print0, printable, set_seeds
+from utils import Processes, UserError, failing_together, make_deterministic, print0, printable, set_seeds
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "scikit-learn", "pytorch-pretrained-bert")
 
@@ -207,76 +207,6 @@ def prepare_model(options: Namespace, network: Network, model: Any, precision: P
             raise UserError(f"--grad-checkpointing: {options.model} cannot do it: leave the flag out") from error
     if options.compile and backbone is not None:
         backbone.compile()
-
-
-def check_options(options: Namespace, network: Network) -> None:
-    """Raises UserError for options that do not go together, before anything is read or written."""
-    if network.is_pyramid:
-        with naming_flags(SETTINGS):
-            check_image_size(options.input_size, options.input_size, options.alpha if network.selects_patches else 1)
-    check_model(options, network)
-    if options.eval and not (options.resume or options.finetune):
-        raise UserError("--eval evaluates a checkpoint: name it with --resume or --finetune")
-    if options.eval and options.finetune and options.model_ema:
-        raise UserError("--model-ema: --finetune reads no moving average: name the checkpoint with --resume")
-    if options.resume not in ("", "auto") and options.finetune:
-        raise UserError("--resume continues a run and --finetune starts one: give one of them")
-    if options.resume == "auto" and not options.output_dir:
-        raise UserError("--resume auto looks for a checkpoint in --output-dir: name it")
-    if options.resume == "auto" and options.start_epoch:
-        raise UserError("--start-epoch goes with a fresh run: --resume auto knows the epoch itself")
-    if not options.eval and not options.output_dir:
-        check_unsaved(options)
-    if options.scale[0] > options.scale[1]:
-        raise UserError(
-            f"--scale {options.scale[0]:g} {options.scale[1]:g}: expected the least crop before the largest"
-        )
-    if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
-        raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
-
-
-def check_unsaved(options: Namespace) -> None:
-    """Raises UserError for a training without --output-dir that has to write there."""
-    writing = {
-        "--protocol val": options.protocol == "val",
-        "--checkpoint-steps": options.checkpoint_steps,
-        "--keep": options.keep,
-        "--profile": options.profile,
-        "--tensorboard": options.tensorboard,
-        "--wandb": options.wandb,
-    }
-    for flag, is_on in writing.items():
-        if is_on:
-            raise UserError(f"--output-dir is missing, into which {flag} writes: name a folder")
-    print0("without --output-dir nothing is saved: no checkpoint, no log, no figures")
-
-
-def check_model(options: Namespace, network: Network) -> None:
-    """Raises UserError for options that do not go with the model."""
-    is_timm = network.name.startswith(TIMM)
-    if network.reads_text and not DATA_SETS[options.dataset].has_texts:
-        raise UserError(
-            f"--model {options.model} reads texts, which --dataset {options.dataset} does not have: use main_V.py, or "
-            f"one of {', '.join(name for name, one in DATA_SETS.items() if one.has_texts)}"
-        )
-    if options.pretrained and not is_timm:
-        raise UserError(f"--pretrained is for --model {TIMM}NAME: name a file with --visfinetune for {options.model}")
-    if options.pretrained and options.visfinetune:
-        raise UserError("--pretrained and --visfinetune both name weights: give one of them")
-    if options.visfinetune and not network.reads_images:
-        raise UserError(f"--visfinetune: --model {options.model} sees no image: leave the flag out")
-    if options.layer_decay and not network.is_pyramid:
-        raise UserError(f"--layer-decay is for networks of PVT: leave it out with --model {options.model}")
-
-
-def resolve_topics(options: Namespace, network: Network) -> None:
-    """Puts the defaults of a network that reads topics into the options; for another, these flags are an error."""
-    for name, default in (("context", "batch"), ("topics_as", "encoded")):
-        if getattr(options, name) is None:
-            setattr(options, name, default if network.reads_topics else None)
-        elif not network.reads_topics:
-            flag = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise UserError(f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found {options.model}: leave it out")
 
 
 def choose_image_reading(options: Namespace, start: Start) -> None:
