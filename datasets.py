@@ -190,6 +190,14 @@ def same_topics(tokenizer: Tokenizer | None) -> Callable[[str], Any]:
     return (lambda topic: topic) if tokenizer is None else (lambda topic: tuple(tokenizer.encode(topic).ids.tolist()))
 
 
+def vote_shares(samples: Sequence[Sample], num_classes: int) -> Tensor | None:
+    """The share of each sample's votes that each class has, (samples, num_classes); None if there are no votes."""
+    if not samples or not samples[0].votes:
+        return None
+    votes = torch.tensor([sample.votes for sample in samples])  # (samples, annotators)
+    return torch.nn.functional.one_hot(votes, num_classes).float().mean(dim=1)
+
+
 def number_topics(samples: Sequence[Sample], key: Callable[[str], Any]) -> list[int]:
     """The number of each sample's topic, equal if `key` of the topics is; raises UserError for one without a topic."""
     for sample in samples:
@@ -225,10 +233,10 @@ class ItemsRead(NamedTuple):
 class StickerDataset(Dataset):
     """Images with their labels and, with a tokenizer, their texts as word ids.
 
-    An item has `image` (3, H, W), `label` and `index`, with a tokenizer `word_ids` (30,) and `word_mask` (30,), and if
-    there are topics, `topics`, its topic's number. Texts are tokenised here, each distinct text once. The key of an
-    item is its index, or a `Draw`, which has a seed for its augmentation: the item then depends on nothing else, and
-    the generators of this process stay as they are.
+    An item has `image` (3, H, W), `label` and `index`, with a tokenizer `word_ids` (30,) and `word_mask` (30,), if
+    there are topics, `topics`, its topic's number, and with votes, `vote_shares` (classes,). Texts are tokenised here,
+    each distinct text once. The key of an item is its index, or a `Draw`, which has a seed for its augmentation: the
+    item then depends on nothing else, and the generators of this process stay as they are.
 
     Reading a single item raises UserError if its image is broken. A loader asks for the items of a whole batch;
     there `on_bad_image` tells what becomes of such an image:
@@ -251,6 +259,7 @@ class StickerDataset(Dataset):
 
     Attributes:
         samples: the list of samples; `labels`: their labels; `class_names`: the names of the labels.
+        vote_shares: (n, classes), the share of votes that each class has; None if the samples have no votes.
         blank: bool (n,), the images that were read so far and are of one colour; shared with the workers.
     """
 
@@ -278,6 +287,7 @@ class StickerDataset(Dataset):
         self.cache = PictureCache(paths, self.least_size, image_reading) if cache_images else None
         self.blank = torch.zeros(len(self.samples), dtype=torch.bool).share_memory_()
         self.topics = number_topics(self.samples, topics) if topics is not None else None
+        self.vote_shares = vote_shares(self.samples, len(self.class_names))
         self.words: Tensor | None = None  # (distinct texts, 2, 30): ids and mask
         if tokenizer is not None:
             encoded = tokenizer.encode_all(sample.text for sample in self.samples)
@@ -321,6 +331,8 @@ class StickerDataset(Dataset):
             item["word_ids"], item["word_mask"] = self.words[self.rows[index]]
         if self.topics is not None:
             item["topics"] = self.topics[index]
+        if self.vote_shares is not None:
+            item["vote_shares"] = self.vote_shares[index]
         return item
 
     def _read_into(self, read: ItemsRead, key: int | Draw) -> None:
@@ -357,13 +369,14 @@ def build_dataset(
     annotations: str = "",
     image_reading: str = RGB_ON_WHITE,
     topics: Callable[[str], Any] | None = None,
+    votes: bool = False,
 ) -> StickerDataset:
     """A split of a data set: `SER` (with texts), `SER_V` (the same without), `FI`, `EmotionROI`, `folder` or `csv`.
 
     Args:
         tokenizer: for the texts of `SER`, `folder` and `csv`; the others have none and do not use it.
         on_bad_image, cache_images, jpeg_draft, image_reading, topics: see `StickerDataset`.
-        annotations: see `readers.annotations.read_ser`.
+        annotations, votes: see `readers.annotations.read_ser`.
 
     Raises:
         UserError: an unknown name or split, or a mistake in the data.
@@ -372,7 +385,7 @@ def build_dataset(
         raise UserError(f"--dataset: expected one of {', '.join(DATA_SETS)}, found {name!r}: choose one of these")
     record = DATA_SETS[name]
     return StickerDataset(
-        record.read(root, split, annotations=annotations),
+        record.read(root, split, annotations=annotations, votes=votes),
         transform,
         tokenizer if record.has_texts else None,
         class_names=record.class_names(root),

@@ -65,7 +65,7 @@ class Stepper:
         scaler: scales the loss for float16; it does nothing if it is not enabled.
         accumulate: batches a step; their gradient is that of the mean over them, as one large batch would give.
         clip_grad: largest norm of the gradient, at any precision.
-        mixup: Mixup or CutMix of images and labels.
+        mixup: Mixup or CutMix of images and targets.
         after_step: called after each step with the number of the epoch's batches that are done.
     """
 
@@ -113,7 +113,7 @@ def train_one_epoch(
         step_size = min(stepper.accumulate, num_batches - step_start)
         is_last = number + 1 == step_start + step_size
         inputs = precision.inputs(batch)
-        targets = batch["label"].to(precision.device, non_blocking=True)
+        targets = batch.get("vote_shares", batch["label"]).to(precision.device, non_blocking=True)
         if stepper.mixup is not None:
             inputs[0], targets = stepper.mixup(inputs[0], targets)
         with nullcontext() if is_last or not hasattr(model, "no_sync") else model.no_sync():
@@ -276,6 +276,18 @@ def compute_metrics(logits: Tensor, labels: Tensor, class_names: Sequence[str]) 
     return metrics
 
 
+def compare_with_votes(logits: Tensor, vote_shares: Tensor) -> dict[str, float]:
+    """Logits and shares of the annotators' votes, both (samples, classes), to what the predictions are worth to them.
+
+    `expected_accuracy`, in percent: how often a prediction is the vote of an annotator, who is drawn by chance.
+    """
+    predictions = logits.argmax(dim=1, keepdim=True)
+    return {
+        "cross_entropy": F.cross_entropy(logits.float(), vote_shares).item(),
+        "expected_accuracy": 100 * vote_shares.gather(1, predictions).mean().item(),
+    }
+
+
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The mean over the classes that occur of the area under precision and recall, each class against the others."""
     found = np.unique(labels)
@@ -299,6 +311,11 @@ def format_metrics(metrics: dict[str, Any]) -> str:
         f"top-1 {metrics['acc1']:.2f} % ({metrics['correct']} of {metrics['samples']}), loss {metrics['loss']:.4f}, "
         f"mean average precision {metrics['mean_average_precision']:.4f}"
     )
+    if votes := metrics.get("votes"):
+        lines.append(
+            f"against the annotators' votes: expected accuracy {votes['expected_accuracy']:.2f} %, "
+            f"cross-entropy {votes['cross_entropy']:.4f}"
+        )
     lines.append(f"accuracy={metrics['acc1'] / 100:.6f}")  # this line and the next one as the published script
     lines.append(f"* Acc@1 {metrics['acc1']:.3f} Acc@5 {metrics['acc5']:.3f} loss {metrics['loss']:.3f}")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
     begin()
 
-from runtime.options import check_command_line, given_without_effect, parse_options
+from runtime.options import METRICS, check_command_line, given_without_effect, parse_options
 
 if __name__ == "__main__":
     check_command_line(sys.argv[1:])  # --help and a wrong flag end here, before PyTorch is loaded
@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import nn
 
 from datasets import BadImage
-from engine import TextFeatures, compute_metrics, evaluate, merge_predictions, train_one_epoch
+from engine import TextFeatures, compare_with_votes, compute_metrics, evaluate, merge_predictions, train_one_epoch
 from readers.checkpoint import load_state, read_checkpoint
 from readers.checkpoint_fields import Checkpoint
 from runtime.boards import Board, boards
@@ -42,7 +42,7 @@ from runtime.loader import worker_death
 from runtime.monitor import Monitor, ending_on_signals
 from runtime.reports import Evaluation, evaluation_context, finish_report, log_entry, report, tell_blank_images
 from runtime.setup import Run, build_run, keep_freed_memory
-from runtime.state import Training, watched_accuracy
+from runtime.state import Training, watched
 from runtime.surroundings import CLOSED_PIPE, CTRL_C, ready
 from utils import (
     OUTPUT,
@@ -146,7 +146,7 @@ def train(run: Run) -> None:
             if run.processes.is_main:
                 main_boards = monitor.enter_context(boards(options, training.epoch))
         try:
-            while training.epoch < options.epochs:
+            while not training.is_over:
                 train_epoch(run, training, monitor)
                 evaluate_epoch(run, training, monitor, main_boards)
         except Interrupted:
@@ -162,10 +162,11 @@ def prepare_folder(run: Run, training: Training) -> None:
     options, folder = run.options, Path(run.options.output_dir)
     if options.output_dir:
         make_writable_folder(folder)
-    if training.epoch >= options.epochs and not (options.output_dir and run.checkpoint_path().is_file()):
+    if training.is_over and not (options.output_dir and run.checkpoint_path().is_file()):
+        early = f", --early-stop {options.early_stop}" if options.early_stop else ""
         raise UserError(
-            f"--resume {options.resume}: has finished epoch {training.epoch - 1}, and --epochs is {options.epochs}: "
-            "raise --epochs to train on, or use --eval"
+            f"--resume {options.resume}: has finished epoch {training.epoch - 1}, and --epochs is {options.epochs}"
+            f"{early}: raise --epochs to train on, or use --eval"
         )
     if not options.output_dir:
         return
@@ -203,7 +204,7 @@ def train_epoch(run: Run, training: Training, monitor: Monitor) -> None:
     run.train_sampler.set_epoch(training.epoch, first_batch=done)
     train_one_epoch(
         training.parallel,
-        run.criterion,
+        training.criterion,
         monitor.batches(loader, f"epoch {training.epoch}", training.skipped, done=done, describe=training.progress),
         training.stepper(after_step),
         training.precision,
@@ -224,9 +225,11 @@ def evaluate_epoch(run: Run, training: Training, monitor: Monitor, main_boards: 
     entry = log_entry(training, split, evaluation, speed)
     is_best = training.end_epoch(entry)
     print0(
-        f"epoch {epoch}: loss {entry['train_loss']:.4f}, accuracy {watched_accuracy(entry):.2f} %, "
-        f"best {entry['best_acc1']:.2f} % (epoch {entry['best_epoch']}), {entry['train_seconds']:.0f} s"
+        f"epoch {epoch}: loss {entry['train_loss']:.4f}, accuracy {watched(entry):.2f} %, {training.told_best}, "
+        f"{entry['train_seconds']:.0f} s"
     )
+    if training.is_over and training.epoch < options.epochs:
+        print0(f"--early-stop {options.early_stop}: no better epoch since epoch {entry['best_epoch']}")
     if not options.output_dir:
         return
     names = ["_best"] * is_best + [f"_epoch{epoch:04d}"] * (options.keep > 0) + [""]
@@ -261,7 +264,8 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
     if run.processes.is_main and run.options.output_dir:
         finish_report(run, training.measured, training.history, evaluation, path, main_boards)
     if run.options.protocol == "published":
-        print0("the best accuracy above is the maximum over epochs on test, as published: it is optimistic")
+        metric = METRICS[run.options.best_metric]
+        print0(f"the best {metric} above is the maximum over epochs on test, as published: it is optimistic")
 
 
 def count_classes(run: Run) -> None:
@@ -321,6 +325,8 @@ def measure(run: Run, model: nn.Module, split: str, monitor: Monitor) -> Evaluat
         print0(f"{split}: {len(not_scored)} of {len(dataset)} images were not scored, as they cannot be read")
     tell_blank_images(dataset, split, run.blank_images)
     metrics = compute_metrics(predictions.logits, predictions.labels, dataset.class_names)
+    if dataset.vote_shares is not None:
+        metrics["votes"] = compare_with_votes(predictions.logits, dataset.vote_shares[predictions.indices])
     return Evaluation(metrics, predictions, not_scored, evaluation_context(run, split, predictions))
 
 

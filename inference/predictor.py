@@ -48,7 +48,8 @@ class Predictor:
 
     Attributes:
         network: its record; `name` is the record's.
-        settings: those of its architecture, and of its training `input_size`, `dataset`, `protocol`, `image_reading`.
+        settings: those of its architecture, and of its training `input_size`, `dataset`, `protocol`, `best_metric`,
+            `image_reading`.
         class_names: of its labels, in order.
         tokenizer: None for a network that reads no texts.
         statistics: the mean, deviation, interpolation and crop of its images.
@@ -186,7 +187,7 @@ def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", b
         model,
         checkpoint.settings
         | {"input_size": input_size, "input_statistics": checkpoint.setting("input_statistics")}
-        | {"dataset": dataset, "protocol": checkpoint.args.get("protocol")}
+        | {"dataset": dataset, **{name: checkpoint.args.get(name) for name in ("protocol", "best_metric")}}
         | {"image_reading": checkpoint.image_reading},
         names_of(checkpoint, dataset, num_classes),
         tokenizer,

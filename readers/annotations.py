@@ -26,6 +26,7 @@ from utils import UserError, mistake, printable, typed
 
 SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
 FI_NAMES = ("amusement", "anger", "awe", "contentment", "disgust", "excitement", "fear", "sadness")
+ANNOTATORS = ("anno1", "anno2", "anno3")  # the fields with the votes of SER30K's annotators
 EMOTION_ROI_NAMES = ("anger", "disgust", "fear", "joy", "sadness", "surprise")
 
 
@@ -33,12 +34,16 @@ OTHER_LISTS = Path("other_dataset")  # of the working folder, where the publishe
 
 
 class Sample(NamedTuple):
-    """An image with its label, counted from 0, its text and its topic, '' if it has none."""
+    """An image with its label, counted from 0, its text and its topic, '' if it has none.
+
+    `votes` are the labels that annotators gave it, if they were asked for.
+    """
 
     path: Path
     label: int
     text: str
     topic: str = ""
+    votes: tuple[int, ...] = ()
 
 
 def no_text(path: str) -> str:
@@ -54,10 +59,17 @@ class Entry(NamedTuple):
     label: int
     text: str = ""
     topic: str = ""
+    votes: tuple[int, ...] = ()
 
 
 def read_ser(
-    root: str | Path, split: str, report: Report = stop, annotations: str = "", *, texts: bool = True
+    root: str | Path,
+    split: str,
+    report: Report = stop,
+    annotations: str = "",
+    *,
+    texts: bool = True,
+    votes: bool = False,
 ) -> list[Sample]:
     """Reads a split of SER30K: `train`, `val` or `test`.
 
@@ -68,20 +80,22 @@ def read_ser(
         report: is called with each mistake in an entry and each remark on the data; if it returns, the rest is read.
             Entries whose images are missing (MissingImages) are then among the samples, other wrong ones are not.
         annotations: the folder in `Annotations` with the lists, as tools/make_splits.py writes them; '' for SER30K's.
-        texts: whether an entry must have a text; else it is not read.
+        texts, votes: whether an entry must have a text, and the votes of the annotators; else they are not read.
 
     Raises:
         UserError: a folder, file or image is missing, or an entry is not as it should be; entries count from 0.
     """
     root = ser_folder(Path(root))
     source = ser_lists(root, annotations) / f"{split}.json"
-    parse = partial(ser_entry, texts=texts)
+    parse = partial(ser_entry, texts=texts, votes=votes)
     return collect(source, root / "Images", enumerate(ser_entries(source)), parse, report)
 
 
-def read_ser_images(root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
+def read_ser_images(
+    root: str | Path, split: str, report: Report = stop, annotations: str = "", *, votes: bool = False
+) -> list[Sample]:
     """Reads a split of SER30K without its texts; see `read_ser`."""
-    return read_ser(root, split, report, annotations, texts=False)
+    return read_ser(root, split, report, annotations, texts=False, votes=votes)
 
 
 def read_fi(root: str | Path, split: str, report: Report = stop) -> list[Sample]:
@@ -136,7 +150,7 @@ def collect(
     paths = place(source, root, [(entry.where, entry.parts) for entry in entries], report)
     pairs = [(path, entry) for path, entry in zip(paths, entries, strict=True) if path is not None]
     report_repeated(source, pairs, report)
-    return [Sample(path, entry.label, entry.text, entry.topic) for path, entry in pairs]
+    return [Sample(path, *entry[2:]) for path, entry in pairs]
 
 
 def report_repeated(source: Path, pairs: Iterable[tuple[Path, Entry]], report: Report) -> None:
@@ -190,7 +204,7 @@ def ser_entries(source: Path) -> list[Any]:
     return field(content, "annotations", list, source, "the file")
 
 
-def ser_entry(source: Path, number: int, entry: Any, *, texts: bool) -> Entry:
+def ser_entry(source: Path, number: int, entry: Any, *, texts: bool, votes: bool = False) -> Entry:
     """An entry of a list of SER30K, whose labels count from 1."""
     where = f"entry {number}"
     check_type(entry, dict, source, where)
@@ -199,8 +213,9 @@ def ser_entry(source: Path, number: int, entry: Any, *, texts: bool) -> Entry:
     for key in ("topic", "file_name"):
         if not entry[key]:
             raise entry_mistake(source, f"{where}, field {key!r}", "a name", "an empty text")
-    label = label_field(entry, "anno", range(1, len(SER_NAMES) + 1), source, where) - 1
-    return Entry(where, (topic, file_name), label, text, topic)
+    fields = ("anno", *ANNOTATORS) if votes else ("anno",)
+    label, *voted = (label_field(entry, key, range(1, len(SER_NAMES) + 1), source, where) - 1 for key in fields)
+    return Entry(where, (topic, file_name), label, text, topic, tuple(voted))
 
 
 def _listed(source: Path) -> Iterable[tuple[int, Any]]:

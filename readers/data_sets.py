@@ -43,6 +43,7 @@ class DataSet:
         recognise: whether a folder has its layout, in place of `marks`.
         is_table: whether its root is a file beside the images.
         has_list_folders: whether a folder of further lists of its splits may be named (`--annotations`).
+        has_votes: whether its lists have the votes of several annotators (`--labels distribution`).
     """
 
     name: str
@@ -57,16 +58,18 @@ class DataSet:
     recognise: Callable[[Path], bool] | None = None
     is_table: bool = False
     has_list_folders: bool = False
+    has_votes: bool = False
 
-    def read(self, root: str | Path, split: str, report: Report = stop, annotations: str = "") -> list[Sample]:
+    def read(
+        self, root: str | Path, split: str, report: Report = stop, annotations: str = "", *, votes: bool = False
+    ) -> list[Sample]:
         """The samples of a split; see `readers.annotations.read_ser`."""
         if split not in self.splits:
             expected = f"expected one of {self.title}'s splits {', '.join(self.splits)}"
             raise UserError(f"{expected}, found {split!r}: {self.title} has no such split, choose another")
-        if not annotations:
-            return self.reader(root, split, report)
         self.check_annotations(root, annotations)
-        return self.reader(root, split, report, annotations)
+        asked = {"annotations": annotations, "votes": votes}
+        return self.reader(root, split, report, **{name: value for name, value in asked.items() if value})
 
     def check_annotations(self, root: str | Path, annotations: str) -> None:
         """Raises UserError if lists are named that the data set does not have."""
@@ -127,8 +130,17 @@ DATA_SETS: Mapping[str, DataSet] = MappingProxyType(
                 has_texts=True,
                 marks=SER_MARKS,
                 has_list_folders=True,
+                has_votes=True,
             ),
-            DataSet("SER_V", "SER30K", "SER30K's layout", read_ser_images, names=SER_NAMES, has_list_folders=True),
+            DataSet(
+                "SER_V",
+                "SER30K",
+                "SER30K's layout",
+                read_ser_images,
+                names=SER_NAMES,
+                has_list_folders=True,
+                has_votes=True,
+            ),
             DataSet("FI", "FI", "FI's layout", read_fi, ("train", "test"), FI_NAMES, recognise=_fits_fi),
             DataSet(
                 "EmotionROI",

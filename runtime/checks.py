@@ -26,12 +26,29 @@ def check_options(options: Namespace, network: Network) -> None:
         raise UserError("--start-epoch goes with a fresh run: --resume auto knows the epoch itself")
     if not options.eval and not options.output_dir:
         check_unsaved(options)
+    check_targets(options)
     if options.scale[0] > options.scale[1]:
         raise UserError(
             f"--scale {options.scale[0]:g} {options.scale[1]:g}: expected the least crop before the largest"
         )
     if (options.mixup or options.cutmix or options.cutmix_minmax) and options.batch_size % 2:
         raise UserError(f"--batch-size {options.batch_size} is odd: --mixup and --cutmix take images in pairs")
+
+
+def check_targets(options: Namespace) -> None:
+    """Raises UserError for weights, sampler or labels that do not go together or with the data set."""
+    weights = options.class_weights
+    if len(weights) > 1 and not all(isinstance(weight, float) for weight in weights):
+        found = " ".join(map(str, weights))
+        raise UserError(f"--class-weights {found}: expected one word, or a number for each class: give one of them")
+    if weights != ["none"] and options.sampler == "balanced":
+        raise UserError("--class-weights and --sampler balanced both make up for rare classes: give one of them")
+    if options.labels == "distribution" and not DATA_SETS[options.dataset].has_votes:
+        known = ", ".join(name for name, one in DATA_SETS.items() if one.has_votes)
+        raise UserError(
+            f"--labels distribution: expected a data set with the annotators' votes ({known}), found "
+            f"{options.dataset}: leave the flag out"
+        )
 
 
 def check_unsaved(options: Namespace) -> None:

@@ -17,6 +17,7 @@ import torch
 from inference.predictor import Predictor, load_predictor
 from readers.data_sets import DATA_SETS
 from readers.images import PUBLISHED
+from runtime.options import METRICS
 from utils import UserError, printable, write_whole
 
 MARK = "<!-- model card, written by tools: it is replaced by the next card -->"
@@ -56,6 +57,8 @@ def card(predictor: Predictor, checkpoint: str | Path, file: str, format: str = 
         details += f", alpha {settings['alpha']}, locals {' '.join(map(str, settings['locals']))}"
     protocol = settings.get("protocol")
     protocol = f"{printable(protocol)}: {PROTOCOLS.get(protocol, 'unknown')}" if protocol else "not recorded"
+    if metric := METRICS.get(settings.get("best_metric") or ""):
+        protocol += f"; best epoch by {metric}"
     dataset = DATA_SETS.get(settings["dataset"])
     classes = ", ".join(as_markdown(one) for one in predictor.class_names)
     lines = [

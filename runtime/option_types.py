@@ -108,6 +108,20 @@ def concentration(text: str) -> float:
     return value
 
 
+WEIGHTINGS = ("none", "balanced", "effective")
+
+
+def class_weight(text: str) -> str | float:
+    """How classes are weighted, or the weight of one of them."""
+    if text in WEIGHTINGS:
+        return text
+    try:
+        return positive_float(text)
+    except ValueError:
+        expected = f"expected {', '.join(WEIGHTINGS)} or a positive number for each class"
+        raise argparse.ArgumentTypeError(f"{expected}, found {text!r}") from None
+
+
 def bounded(value: Any, *, low: float) -> Any:
     """The value itself if it is a number from `low` to a quadrillion."""
     if not low <= value <= LARGEST:

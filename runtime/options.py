@@ -23,11 +23,12 @@ from runtime.option_types import (
     rate,
     with_hyphens,
 )
-from runtime.recipe_options import add_augmentation, add_mixup, add_optimizer, add_schedule
+from runtime.recipe_options import add_augmentation, add_mixup, add_optimizer, add_schedule, add_targets
 from utils import UserError
 
 WITHOUT_EFFECT = "taken, without effect, as published"
 NO_EFFECT = ("resplit", "use_mcloader", "inat_category")
+METRICS = {"acc1": "accuracy", "macro_f1": "macro F1"}  # by which the best epoch is chosen, and as documents have them
 INAT_CATEGORIES = ("kingdom", "phylum", "class", "order", "supercategory", "family", "genus", "name")
 
 
@@ -48,6 +49,7 @@ def build_parser(defaults: dict[str, Any]) -> Parser:
         add_optimizer,
         add_augmentation,
         add_mixup,
+        add_targets,
     ):
         add_group(parser)
     parser.set_defaults(input_statistics=None, **defaults)  # no flag: `build_run` sets it, and checkpoints keep it
@@ -76,6 +78,15 @@ def add_run(parser: Parser) -> None:
         choices=("published", "val"),
         default="published",
         help="published: test after each epoch, report the maximum; val: choose the epoch on val, test once",
+    )
+    group.add_argument(
+        "--best-metric",
+        choices=tuple(METRICS),
+        default="acc1",
+        help="by which the best epoch is chosen: top-1 accuracy, or the mean F1 of the classes",
+    )
+    group.add_argument(
+        "--early-stop", type=positive_int, metavar="N", help="end the training after N epochs without a better one"
     )
     group.add_argument("--seed", type=natural, default=42, help="random seed; each process adds its number")
     group.add_argument(

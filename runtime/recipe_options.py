@@ -2,7 +2,7 @@
 
 import argparse
 
-from runtime.option_types import Parser, concentration, natural, non_negative, positive_int, rate, share
+from runtime.option_types import Parser, class_weight, concentration, natural, non_negative, positive_int, rate, share
 
 
 def add_schedule(parser: Parser) -> None:
@@ -77,3 +77,29 @@ def add_mixup(parser: Parser) -> None:
         "--mixup-switch-prob", type=non_negative, default=0.5, help="probability of CutMix if both are on"
     )
     group.add_argument("--mixup-mode", choices=("batch", "pair", "elem"), default="batch", help="how Mixup is applied")
+
+
+def add_targets(parser: Parser) -> None:
+    group = parser.add_argument_group("rare classes and several annotators")
+    group.add_argument(
+        "--class-weights",
+        type=class_weight,
+        nargs="+",
+        default=["none"],
+        metavar="W",
+        help="weights of the classes in the loss: none; balanced, by the inverse of their counts in train; effective, "
+        "by the inverse of their effective number of samples, see --beta; or a number for each class",
+    )
+    group.add_argument("--beta", type=rate, default=0.9999, help="of --class-weights effective")
+    group.add_argument(
+        "--sampler",
+        choices=("uniform", "balanced"),
+        default="uniform",
+        help="balanced: an epoch draws from each class as often as from any other",
+    )
+    group.add_argument(
+        "--labels",
+        choices=("anno", "distribution"),
+        default="anno",
+        help="train on the label, or on the shares of the annotators' votes, with which evaluations then compare too",
+    )

@@ -152,6 +152,7 @@ def log_entry(training: "Training", split: str, evaluation: Evaluation, speed: d
         f"{split}_acc5": metrics["acc5"],
         f"{split}_loss": metrics["loss"],
         f"{split}_macro_f1": metrics["macro"]["f1"],
+        **{f"{split}_votes_{name}": value for name, value in metrics.get("votes", {}).items()},
         "n_parameters": sum(parameter.numel() for parameter in training.model.parameters()),
     }
     bad = {image.path for _, images, _ in parts for image in images}
@@ -231,7 +232,7 @@ def named(run: Run, predictions: Predictions, split: str) -> PredictionFile:
 def predictor_of(run: Run, model: nn.Module, split: str) -> Predictor:
     """The run's network as a predictor."""
     options, network = run.options, run.network
-    of_training = {"input_size", "input_statistics", "dataset", "protocol", "image_reading"}
+    of_training = {"input_size", "input_statistics", "dataset", "protocol", "best_metric", "image_reading"}
     settings = {name: getattr(options, name) for name in {*network.settings, *of_training}}
     names, device = run.data[split].class_names, run.processes.device
     return Predictor(network, model, settings, names, run.start.tokenizer, device)

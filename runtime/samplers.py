@@ -1,6 +1,6 @@
 """Which process sees which sample when: repeated augmentation in training, whole batches in evaluation."""
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,46 @@ def build_train_sampler(
     return DistributedSampler(samples, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
 
 
+class BalancedSampler(Sampler[int]):
+    """Draws each class as often as any other, in place of another order of as many samples.
+
+    The draws of a class go through its samples in turn, shuffled; with repeated augmentation each draw comes three
+    times in a row. All processes share the draws of an epoch, which depend on `seed` and the epoch alone.
+
+    Args:
+        labels: of all samples, from 0, each class at least once.
+        order: what it replaces: of this process, with its length, processes and repeats.
+    """
+
+    def __init__(self, labels: Sequence[int], order: RepeatAugSampler | DistributedSampler, *, seed: int):
+        self.of_class = [np.flatnonzero(np.equal(labels, label)) for label in range(max(labels) + 1)]
+        self.order, self.seed = order, seed
+        self.repeats = REPEATS if isinstance(order, RepeatAugSampler) else 1
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turns to an epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng((self.seed, self.epoch))
+        total = len(self.order) * self.order.num_replicas
+        draws = -(-total // self.repeats)
+        classes = generator.permutation(np.arange(draws) % len(self.of_class))
+        drawn = np.empty(draws, dtype=np.int64)
+        for label, samples in enumerate(self.of_class):
+            places = np.flatnonzero(classes == label)
+            rounds = [generator.permutation(samples) for _ in range(-(-len(places) // len(samples)))]
+            drawn[places] = np.concatenate(rounds)[: len(places)] if rounds else []
+        return iter(drawn.repeat(self.repeats)[self.order.rank : total : self.order.num_replicas].tolist())
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+TrainOrder = RepeatAugSampler | DistributedSampler | BalancedSampler
+
+
 class TrainBatchSampler(Sampler[list[Draw]]):
     """The batches of one process in training, each sample with a seed of its own; the last incomplete one is dropped.
 
@@ -61,7 +101,7 @@ class TrainBatchSampler(Sampler[list[Draw]]):
     whatever the number of loader workers, and whether the epoch began with it or is continued there.
 
     Args:
-        order: the order of single samples, as `build_train_sampler` gives it.
+        order: the order of single samples, such as `build_train_sampler` gives.
         batch_size: of this process.
         seed: of the whole run; `rank`: the number of this process.
         num_batches: where the epoch is to end (`--steps-per-epoch`); None: with the last full batch.
@@ -72,7 +112,7 @@ class TrainBatchSampler(Sampler[list[Draw]]):
 
     def __init__(
         self,
-        order: RepeatAugSampler | DistributedSampler,
+        order: TrainOrder,
         batch_size: int,
         *,
         seed: int,

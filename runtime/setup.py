@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from torch import nn
 from torch.utils.data import DataLoader
 
 from datasets import InputStatistics, StickerDataset, build_dataset, build_transform, same_topics
@@ -28,7 +26,8 @@ from readers.near_duplicates import read_twins
 from readers.tokenizer import DEFAULT_VOCABULARY, Tokenizer
 from runtime.checks import check_options, resolve_topics
 from runtime.loader import build_loader
-from runtime.samplers import EvalBatchSampler, TrainBatchSampler, build_train_sampler
+from runtime.optimization import count_classes
+from runtime.samplers import BalancedSampler, EvalBatchSampler, TrainBatchSampler, TrainOrder, build_train_sampler
 from runtime.weights import Start, build_model, check_classes, find_own_name, read_start, resolve_resume
 from utils import Processes, UserError, failing_together, make_deterministic, print0, printable, set_seeds
 
@@ -50,32 +49,10 @@ class Run:
     blank_images: dict[str, int] = field(default_factory=dict)
 
     @cached_property
-    def criterion(self) -> nn.Module:
-        """Cross-entropy with label smoothing, unless Mixup smooths the labels."""
-        return nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else self.options.smoothing)
-
-    @cached_property
-    def mixup(self) -> Mixup | None:
-        """Mixup and CutMix, which smooth the labels themselves, or None if both are off."""
-        options = self.options
-        if not (options.mixup or options.cutmix or options.cutmix_minmax):
-            return None
-        return Mixup(
-            mixup_alpha=options.mixup,
-            cutmix_alpha=options.cutmix,
-            cutmix_minmax=options.cutmix_minmax,
-            prob=options.mixup_prob,
-            switch_prob=options.mixup_switch_prob,
-            mode=options.mixup_mode,
-            label_smoothing=options.smoothing,
-            num_classes=len(self.data["train"].class_names),
-        )
-
-    @cached_property
     def train_sampler(self) -> TrainBatchSampler:
         """The batches of the training; call `set_epoch` before each epoch."""
         options, dataset = self.options, self.data["train"]
-        order = build_train_sampler(
+        usual = build_train_sampler(
             len(dataset),
             num_replicas=self.processes.world_size,
             rank=self.processes.rank,
@@ -84,6 +61,10 @@ class Run:
             seed=options.seed,
             say=print0,
         )
+        order: TrainOrder = usual
+        if options.sampler == "balanced":
+            count_classes(dataset, "--sampler balanced")
+            order = BalancedSampler(dataset.labels, usual, seed=options.seed)
         num_batches = options.steps_per_epoch and options.steps_per_epoch * options.grad_accum_steps
         return TrainBatchSampler(
             order, options.batch_size, seed=options.seed, rank=self.processes.rank, num_batches=num_batches
@@ -257,6 +238,7 @@ def build_data(options: Namespace, network: Network, tokenizer: Tokenizer | None
             annotations=options.annotations,
             image_reading=options.image_reading,
             topics=None if is_alone else topics,
+            votes=options.labels == "distribution",
         )
         print0(f"{options.dataset} {split}: {len(data[split]):,} images")
         if tokenizer is not None and not any(sample.text for sample in data[split].samples):

@@ -22,7 +22,8 @@ from engine import LossRecord, Precision, Stepper
 from readers.checkpoint import load_state
 from readers.checkpoint_fields import Checkpoint
 from readers.optimizer_state import load_optimizer_state, load_schedule
-from runtime.optimization import build_ema, build_optimizer, build_scheduler
+from runtime.optimization import build_criterion, build_ema, build_mixup, build_optimizer, build_scheduler
+from runtime.options import METRICS
 from runtime.setup import Run
 from utils import UserError, failing_together, gather, print0, shown, write_checkpoint
 
@@ -40,7 +41,7 @@ class Training:
         model: the network; `parallel` is the same, joined with those of the other processes.
         ema: moving average of the weights, which is then what is evaluated, or None.
         epoch: the epoch under way, of which `batch` batches are done; `losses`, `seconds` and `skipped` are its own.
-        best: accuracy and number of the best epoch so far.
+        best: number and figures of the best epoch so far, by --best-metric.
         history: the entries of the log.
         first_epoch: the epoch that the run started with.
         follows_file: whether rates and schedule are those of a file of the published script, not the command line's.
@@ -53,6 +54,8 @@ class Training:
         options, processes = run.options, run.processes
         self.run = run
         self.num_batches = len(run.train_loader)  # built first, as too few images are an error
+        self.criterion = build_criterion(options, run.data["train"])
+        self.mixup = build_mixup(options, len(run.data["train"].class_names))
         self.model = self.parallel = run.model
         self.optimizer = build_optimizer(options, run.model, processes.world_size)
         self.scheduler = build_scheduler(options, self.optimizer)
@@ -89,6 +92,13 @@ class Training:
         return replace(self.run.precision, amp_dtype=torch.float32) if is_full else self.run.precision
 
     @property
+    def is_over(self) -> bool:
+        """Whether no epoch is left, or --early-stop ends the training here."""
+        options, best = self.run.options, self.best["epoch"]
+        has_stopped = options.early_stop and best >= 0 and self.epoch - 1 - best >= options.early_stop
+        return bool(self.epoch >= options.epochs or has_stopped)
+
+    @property
     def evaluates_best(self) -> bool:
         """Whether the run ends with the figures of its best epoch, not of its last one."""
         return self.run.options.protocol == "val" or self.run.network.keeps_best
@@ -98,13 +108,20 @@ class Training:
         options, scaler = self.run.options, self.scaler
         if self.precision.amp_dtype != torch.float16:
             scaler = torch.amp.GradScaler(self.run.processes.device.type, enabled=False)
-        return Stepper(self.optimizer, scaler, options.grad_accum_steps, options.clip_grad, self.run.mixup, after_step)
+        return Stepper(self.optimizer, scaler, options.grad_accum_steps, options.clip_grad, self.mixup, after_step)
 
     def progress(self) -> str:
         """The mean loss of the epoch so far, on this process, and the learning rate."""
         rate = f"lr {self.optimizer.param_groups[0]['lr']:.3g}"
         values = self.losses.values  # those that have been fetched from the device
         return f"loss {sum(values) / len(values):.4f}, {rate}" if values else rate
+
+    @property
+    def told_best(self) -> str:
+        """The best epoch so far, in words, with the metric that it was chosen by."""
+        metric = self.run.options.best_metric
+        value = f"{self.best['acc1']:.2f} %" if metric == "acc1" else f"{METRICS[metric]} {self.best[metric]:.4f}"
+        return f"best {value} (epoch {self.best['epoch']})"
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the position to the start of an epoch."""
@@ -118,15 +135,16 @@ class Training:
         Returns:
             Whether the epoch is the best so far.
         """
-        accuracy = watched_accuracy(entry)
-        is_best = accuracy > self.best["acc1"] or self.best["epoch"] < 0
+        metric = self.run.options.best_metric
+        score, least = watched(entry, metric), self.best.get(metric, 0.0)
+        is_best = score > least or self.best["epoch"] < 0
         if self.run.network.keeps_best and self.run.options.protocol == "published":
-            is_best = accuracy >= self.best["acc1"]
+            is_best = score >= least
         if is_best:
-            self.best.update(acc1=accuracy, epoch=self.epoch)
-        entry |= {"best_acc1": self.best["acc1"], "best_epoch": self.best["epoch"]}
+            self.best = {"epoch": self.epoch} | {name: watched(entry, name) for name in METRICS}
+        entry |= {f"best_{name}": value for name, value in self.best.items()} | {"best_metric": metric}
         self.history.append(entry)
-        self.scheduler.step(self.epoch, accuracy)
+        self.scheduler.step(self.epoch, watched(entry))
         self.begin_epoch(self.epoch + 1)
         return is_best
 
@@ -186,7 +204,7 @@ class Training:
         where = f"epoch {self.epoch} is next"
         if self.batch:
             where = f"epoch {self.epoch} continues after {self.batch} of {self.num_batches} batches"
-        print0(f"resumed {resume}: {where}, best so far {self.best['acc1']:.2f} %")
+        print0(f"resumed {resume}: {where}, {self.told_best}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Puts each part of the training into the state that the checkpoint has."""
@@ -210,6 +228,12 @@ class Training:
             raise UserError(
                 f"{source}: its best epoch was chosen {'with' if averaged else 'without'} --model-ema: do the same, as "
                 "--protocol val compares epochs"
+            )
+        chosen_by = checkpoint.args.get("best_metric", "acc1")
+        if self.best["epoch"] >= 0 and chosen_by != options.best_metric:
+            raise UserError(
+                f"{source}: its best epoch was chosen by {shown(chosen_by)}, found --best-metric "
+                f"{options.best_metric}: give the same, or start from its weights with --finetune"
             )
         if checkpoint.epoch is None:
             print0(f"{source}: does not say its epoch; the run starts at --start-epoch")
@@ -238,7 +262,7 @@ class Training:
     def _restore_schedule(self) -> None:
         """Advances a fresh schedule through the finished epochs, with the figures it was advanced with."""
         for entry in self.history:
-            self.scheduler.step(entry["epoch"], watched_accuracy(entry))
+            self.scheduler.step(entry["epoch"], watched(entry))
         if not self.history and self.epoch:  # a published checkpoint, or one of a run that began with --start-epoch
             self.scheduler.step(self.epoch - 1, self.best["acc1"])
 
@@ -279,9 +303,9 @@ def say_changed_options(now: dict[str, Any], saved: dict[str, Any], source: str)
         print0(f"{source}: options that differ from the checkpoint's: {told}")
 
 
-def watched_accuracy(entry: dict[str, Any]) -> float:
-    """The accuracy by which an entry of the log chooses the best epoch."""
-    return entry["val_acc1"] if "val_acc1" in entry else entry["test_acc1"]
+def watched(entry: dict[str, Any], metric: str = "acc1") -> float:
+    """A metric in an entry of the log on the split that the epochs are compared on."""
+    return entry[f"val_{metric}"] if f"val_{metric}" in entry else entry[f"test_{metric}"]
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

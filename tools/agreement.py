@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from readers.annotations import SER_NAMES, ser_entries, ser_folder, ser_lists
+from readers.annotations import ANNOTATORS, SER_NAMES, ser_entries, ser_folder, ser_lists
 from utils import UserError, printable, typed
 
-ANNOTATORS = ("anno1", "anno2", "anno3")
 SPLITS = ("train", "val", "test")
 SHOWN = 20  # of a list in the text
 NO_VOTE = 0

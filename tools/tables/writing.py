@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from runtime.model_card import as_markdown
+from runtime.options import METRICS
 from tools.tables.experiments import PROTOCOLS, Experiment, Table
 from utils import escaped, write_json, write_whole
 
@@ -91,6 +92,8 @@ def cells(row: Row, facts: dict[str, Any]) -> dict[str, str]:
         return blank | own | literature | {score_column(facts["columns"]): f"not run: {outcome}"}
     runs = list(outcome.values())
     first = runs[0]
+    if first["best_metric"] != "acc1":
+        own["protocol"] += f", by {METRICS[first['best_metric']]}"
     low, high = first["intervals"]["acc1"]
     own |= {
         "top-1": spread([run["acc1"] for run in runs]),
