@@ -128,4 +128,4 @@ def test_the_whole_network_trains_with_texts_and_topics(topic_set, small_bert, t
     given = ("--epochs", "1", "--data-path", topic_set, "--output-dir", tmp_path, "--bert-model", small_bert)
     finished = run_script("main.py", "--model", "tgca_pvt", *SMALL, *given)
     assert finished.code == 0, finished.output
-    assert torch.load(tmp_path / "checkpoint_tgca.pth", weights_only=False)["args"]["context"] == "batch"
+    assert torch.load(tmp_path / "checkpoint_tgca.pth", weights_only=True)["args"]["context"] == "batch"
