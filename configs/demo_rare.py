@@ -10,7 +10,7 @@
 
 settings = dict(
     config="configs/demo.py",
-    flags="--num_workers 0 --cache-images --no-figures",
+    flags="--epochs 15 --num_workers 0 --cache-images --no-figures",
     data={"SER_V": "demo"},
     columns=("row", "protocol", "val top-1", "top-1", "95 %", "macro F1", "weighted F1", "samples", "seeds"),
 )

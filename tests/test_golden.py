@@ -11,32 +11,20 @@ from timm.optim import create_optimizer_v2
 from models import create_model
 from runtime.optimization import build_optimizer, build_scheduler
 from runtime.options import parse_options
-from tests.golden_inputs import golden_fill, golden_images, golden_texts
+from tests.golden_inputs import (
+    assert_golden_forward,
+    assert_golden_gradients,
+    assert_golden_names,
+    golden_images,
+    golden_inputs,
+    golden_model,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 FORWARD = {case["name"]: case for case in json.loads((GOLDEN / "forward.json").read_text())}
 STATE_DICTS = json.loads((GOLDEN / "state_dict.json").read_text())
 TRAINING = json.loads((GOLDEN / "training.json").read_text())
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
-def golden_model(case, dtype=torch.float64):
-    model = create_model(
-        case["model"].lower(),
-        alpha=case["alpha"],
-        locals=case["locals"],
-        drop_path=0.0,
-        fuse_dropout_rate=0.0,
-        **({"tunebert": case["tunebert"]} if case["model"] == "LORA" else {}),
-    )
-    filled = golden_fill({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    model.double().load_state_dict(filled)
-    return model.to(dtype).eval()
-
-
-def golden_inputs(case, dtype=torch.float64):
-    images = golden_images(case["seed"], case["batch"], case["height"], case["width"]).to(dtype)
-    return (images, *(golden_texts(case["seed"], case["batch"]) if case["model"] == "LORA" else ()))
 
 
 @pytest.mark.parametrize("name", [name for name in FORWARD if not name.endswith("-grad")])
@@ -46,28 +34,12 @@ def test_forward(name):
     with torch.no_grad():
         logits = model(*inputs)
         features = model.forward_features(inputs[0])
-    torch.testing.assert_close(logits, torch.tensor(case["logits"], dtype=torch.float64), rtol=0, atol=1e-9)
-    assert [selected.tolist() for selected in features.selected] == case["selected"]
-    assert list(features.tokens.shape) == case["visual_tokens_shape"]
-    assert features.tokens.sum().item() == pytest.approx(case["visual_tokens_sum"], abs=1e-8)
-    assert features.tokens.abs().mean().item() == pytest.approx(case["visual_tokens_abs_mean"], abs=1e-10)
+    assert_golden_forward(case, logits, features)
 
 
 @pytest.mark.parametrize("name", [name for name in FORWARD if name.endswith("-grad")])
 def test_gradients(name):
-    case = FORWARD[name]
-    model, inputs = golden_model(case), golden_inputs(case)
-    logits = model(*inputs)
-    torch.testing.assert_close(logits, torch.tensor(case["logits"], dtype=torch.float64), rtol=0, atol=1e-9)
-    loss = F.cross_entropy(logits, torch.tensor(case["targets"]), label_smoothing=0.2)
-    assert loss.item() == pytest.approx(case["loss"], abs=1e-9)
-    loss.backward()
-    norms = {name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
-    assert norms.keys() == case["grad_l2"].keys()
-    for parameter, expected in case["grad_l2"].items():
-        assert (norms[parameter] is None) == (expected is None), parameter
-        if expected is not None:  # key biases are rounding noise: their tolerance is absolute
-            assert norms[parameter] == pytest.approx(expected, rel=1e-8, abs=1e-12), parameter
+    assert_golden_gradients(FORWARD[name])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -98,12 +70,7 @@ def test_float32_exchanges_tied_patches_alone(name, device):
 
 @pytest.mark.parametrize("key", STATE_DICTS)
 def test_names_shapes_and_their_order(key):
-    name, locals_, alpha = key.split()
-    locals_ = [int(digit) for digit in locals_.removeprefix("locals=")]
-    with torch.device("meta"):
-        model = create_model(name.lower(), alpha=int(alpha.removeprefix("alpha=")), locals=locals_)
-    found = [(name, list(value.shape)) for name, value in model.state_dict().items()]
-    assert found == list(STATE_DICTS[key].items())
+    assert_golden_names(key, STATE_DICTS[key])
 
 
 def test_eight_training_steps():

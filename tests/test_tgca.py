@@ -4,32 +4,22 @@ import json
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from models import create_model, textbook
 from models.tgca import TopicAttention, group_topics, inverse_transform
-from tests.golden_inputs import golden_fill, golden_images, golden_texts
+from tests.golden_inputs import (
+    assert_golden_forward,
+    assert_golden_gradients,
+    assert_golden_names,
+    golden_fill,
+    golden_inputs,
+    golden_model,
+    golden_texts,
+)
 from tests.test_golden import GOLDEN
 
 FORWARD = {case["name"]: case for case in json.loads((GOLDEN / "tgca_forward.json").read_text())}
 STATE_DICTS = json.loads((GOLDEN / "tgca_state_dict.json").read_text())
-
-
-def golden_model(case):
-    texts = {"tunebert": case["tunebert"]} if case["model"] == "TGCA_PVT" else {}
-    settings = {"alpha": case["alpha"], "locals": case["locals"], "drop_path": 0.0, "fuse_dropout_rate": 0.0}
-    model = create_model(case["model"].lower(), **settings, **texts).double().eval()
-    state = golden_fill({name: tuple(value.shape) for name, value in model.state_dict().items()})
-    for name, factor in case.get("scaled", {}).items():
-        state[name] *= factor
-    model.load_state_dict(state)
-    return model
-
-
-def golden_inputs(case):
-    images = golden_images(case["seed"], case["batch"], case["height"], case["width"])
-    texts = golden_texts(case["seed"], case["batch"]) if case["model"] == "TGCA_PVT" else ()
-    return images, *texts, torch.tensor(case["topics"])
 
 
 @pytest.mark.parametrize("name", [name for name in FORWARD if not name.endswith("-grad")])
@@ -39,37 +29,16 @@ def test_forward_is_the_published_one(name):
     with torch.no_grad():
         logits = model(*inputs)
         features = model.vision_model(inputs[0], None, group_topics(inputs[-1], inputs[0]))
-    torch.testing.assert_close(logits, torch.tensor(case["logits"], dtype=torch.float64), rtol=0, atol=1e-9)
-    assert [selected.tolist() for selected in features.selected] == case["selected"]
-    assert list(features.tokens.shape) == case["visual_tokens_shape"]
-    assert features.tokens.sum().item() == pytest.approx(case["visual_tokens_sum"], abs=1e-8)
-    assert features.tokens.abs().mean().item() == pytest.approx(case["visual_tokens_abs_mean"], abs=1e-10)
+    assert_golden_forward(case, logits, features)
 
 
 def test_gradients_are_the_published_ones():
-    case = FORWARD["t96-a2-soft-grad"]
-    model, inputs = golden_model(case), golden_inputs(case)
-    logits = model(*inputs)
-    torch.testing.assert_close(logits, torch.tensor(case["logits"], dtype=torch.float64), rtol=0, atol=1e-9)
-    loss = F.cross_entropy(logits, torch.tensor(case["targets"]), label_smoothing=0.2)
-    assert loss.item() == pytest.approx(case["loss"], abs=1e-9)
-    loss.backward()
-    norms = {name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
-    assert norms.keys() == case["grad_l2"].keys()
-    for parameter, expected in case["grad_l2"].items():
-        assert (norms[parameter] is None) == (expected is None), parameter
-        if expected is not None:
-            assert norms[parameter] == pytest.approx(expected, rel=1e-8, abs=1e-12), parameter
+    assert_golden_gradients(FORWARD["t96-a2-soft-grad"])
 
 
 @pytest.mark.parametrize("key", STATE_DICTS)
 def test_names_shapes_and_their_order(key):
-    name, locals_, alpha = key.split()
-    locals_ = [int(digit) for digit in locals_.removeprefix("locals=")]
-    with torch.device("meta"):
-        model = create_model(name.lower(), alpha=int(alpha.removeprefix("alpha=")), locals=locals_)
-    found = [(name, list(value.shape)) for name, value in model.state_dict().items()]
-    assert found == list(STATE_DICTS[key].items())
+    assert_golden_names(key, STATE_DICTS[key])
 
 
 def small(name="tgca_pvt_v", **settings):
