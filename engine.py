@@ -290,8 +290,8 @@ def compare_with_votes(logits: Tensor, vote_shares: Tensor) -> dict[str, float]:
 
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """The mean over the classes that occur of the area under precision and recall, each class against the others."""
-    found = np.unique(labels)
-    return float(np.mean([average_precision_score(labels == one, probabilities[:, one]) for one in found]))
+    occurring = np.unique(labels)
+    return float(np.mean([average_precision_score(labels == one, probabilities[:, one]) for one in occurring]))
 
 
 def format_metrics(metrics: dict[str, Any]) -> str:

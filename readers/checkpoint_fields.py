@@ -89,7 +89,7 @@ def is_best(value: Any) -> bool:
 
 
 def is_scaler(value: Any) -> bool:
-    """The state of a GradScaler, empty where it was not enabled."""
+    """The state of a GradScaler, empty if it was not enabled."""
     names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
     if not isinstance(value, dict) or not value:
         return isinstance(value, dict)

@@ -118,7 +118,7 @@ class Tokenizer:
 
 
 def _cut_pair(first: list[str], second: list[str], length: int) -> None:
-    """Takes pieces from the end of the longer list, of the second where they are equal, until both fit."""
+    """Takes pieces from the end of the longer list, of the second if they are equal, until both fit."""
     while len(first) + len(second) > length:
         (first if len(first) > len(second) else second).pop()
 

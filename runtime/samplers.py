@@ -24,7 +24,7 @@ def build_train_sampler(
     seed: int,
     say: Callable[[str], None] = print,
 ) -> RepeatAugSampler | DistributedSampler:
-    """The order of the training samples of one process; `set_epoch` is to be called before each epoch.
+    """The order of the training samples of one process; call `set_epoch` before each epoch.
 
     With repeated augmentation each sample comes three times in a row and an epoch has
     n // 256 * 256 / processes samples a process. Where that is less than a batch, so always below 256 samples, the

@@ -19,7 +19,7 @@ CLOSED_PIPE = 141
 
 
 def begin() -> None:
-    """Prepares a command's process; to be called first, by the command alone and not where its module is imported."""
+    """Prepares the process of a command. The command calls it first; an import of its module does not."""
     escape_output()
     use_utf8()
     give_home()
