@@ -64,6 +64,7 @@ def run_flags(tmp_path, sticker_set):
     return ["run", *flags, "--rows"]
 
 
+@pytest.mark.long
 def test_the_benchmark_of_whole_runs_measures_every_switch(tmp_path, run_flags, capsys):
     output = tmp_path / "run.json"
     rows = [runs.GIVEN_BACK, "--grad-accum-steps 2"]

@@ -28,6 +28,7 @@ def has_checkpoint(folder):
     return lambda run: (folder / "checkpoint_v.pth").exists()
 
 
+@pytest.mark.faults
 def test_a_file_that_cannot_grow_keeps_the_checkpoint_before(sticker_set, tmp_path):
     """A limit on the size of files stands in for a quota; `make test-faults` fills a real file system."""
     complete(tmp_path, sticker_set, "--epochs", "1")

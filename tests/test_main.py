@@ -83,29 +83,30 @@ def test_metrics_are_those_of_the_confusion_matrix(trained):
     )
 
 
-@pytest.mark.parametrize(("script", "model", "suffix"), [("main.py", "lora", ""), ("main_V.py", "lora_v", "_v")])
+@pytest.mark.parametrize(
+    ("script", "model", "suffix", "processes", "flags"),
+    [
+        ("main_V.py", "lora_v", "_v", 2, ()),
+        ("main.py", "lora", "", 1, ()),
+        pytest.param("main.py", "lora", "", 2, (), marks=pytest.mark.long),
+        pytest.param("main.py", "lora", "", 3, (), marks=pytest.mark.long),
+        pytest.param("main.py", "lora", "", 2, ("--no-dist-eval",), marks=pytest.mark.long),
+    ],
+)
 def test_evaluation_repeats_the_figures_with_any_number_of_processes(
-    script, model, suffix, trained, sticker_set, run_script, run_torchrun, tmp_path
+    script, model, suffix, processes, flags, trained, sticker_set, run_script, run_torchrun, tmp_path
 ):
     """No text encoder is named: the checkpoint has it, `weights/` has the vocabulary."""
     checkpoint = trained[model] / f"checkpoint{suffix}.pth"
     expected = json.loads((trained[model] / f"checkpoint{suffix}_test.json").read_text())
-    runs = {
-        "1": lambda *arguments: run_script(script, *arguments),
-        "2": lambda *arguments: run_torchrun(2, script, *arguments),
-        "3": lambda *arguments: run_torchrun(3, script, *arguments),
-        "2, not shared": lambda *arguments: run_torchrun(2, script, *arguments, "--no-dist-eval"),
-    }
-    for name, run in runs.items() if model == "lora" else [("2", runs["2"])]:
-        folder = tmp_path / name
-        finished = run(
-            *SMALL_EVAL, "--data-path", sticker_set, "--resume", checkpoint, "--eval", "--output_dir", folder
-        )
-        assert finished.code == 0, finished.output
-        found = json.loads((folder / f"{checkpoint.stem}_test.json").read_text())
-        assert {**found, "run": None} == {**expected, "run": None}, name
-        predictions = f"{checkpoint.stem}_test.csv"
-        assert (folder / predictions).read_bytes() == (trained[model] / predictions).read_bytes(), name
+    given = [script, *SMALL_EVAL, "--data-path", sticker_set, "--resume", checkpoint, "--eval"]
+    given += ["--output_dir", tmp_path, *flags]
+    finished = run_script(*given) if processes == 1 else run_torchrun(processes, *given)
+    assert finished.code == 0, finished.output
+    found = json.loads((tmp_path / f"{checkpoint.stem}_test.json").read_text())
+    assert {**found, "run": None} == {**expected, "run": None}
+    predictions = f"{checkpoint.stem}_test.csv"
+    assert (tmp_path / predictions).read_bytes() == (trained[model] / predictions).read_bytes()
 
 
 def test_two_processes_train_with_the_published_launcher(sticker_set, small_bert, run_script, tmp_path):

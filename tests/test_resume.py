@@ -51,7 +51,7 @@ def saves(folder):
 
 
 SETTINGS = [(processes, workers) for processes in (1, 2) for workers in (0, 2)]
-SOME = {"kill": [(2, 2, 4)], "save": [(1, 2)], "signal": [(1, 2, "SIGINT", 130)]}
+SOME = {"kill": [(1, 2, 4)], "save": [(1, 2)], "signal": [(1, 2, "SIGINT", 130)]}
 ALL = {
     "kill": [(p, w, step) for p, w in SETTINGS for step in range(2, 2 * STEPS_AN_EPOCH[p])],
     "save": [setting for setting in SETTINGS for _ in range(3)],
@@ -166,6 +166,7 @@ def test_deterministic_runs_are_the_same(sticker_set, undisturbed, tmp_path):
     assert_same_result(tmp_path, undisturbed(1))
 
 
+@pytest.mark.faults
 def test_other_number_of_processes_is_said_and_goes_on(sticker_set, tmp_path):
     run = kill_at(tmp_path, sticker_set, step_line(2, 1), signal.SIGTERM, processes=2)
     step = torch.load(tmp_path / "checkpoint_v.pth", weights_only=True)["step"]
@@ -205,7 +206,8 @@ def is_listening(port):
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("nodes", [1, 2])
 def test_launcher_restarts_a_killed_process(nodes, sticker_set, undisturbed, tmp_path):
     """`--max-restarts`: of two processes one is killed, both start again; of two launchers one is replaced."""
     port = free_port()
