@@ -11,6 +11,7 @@ from datasets import build_dataset, build_transform, same_topics
 from readers.data_sets import DATA_SETS
 from readers.tokenizer import DEFAULT_VOCABULARY, Tokenizer
 from tests.conftest import SMALL, write_sticker_set
+from tests.test_main import assert_one_line_error, run_here
 
 V = ("main_V.py", "--model", "tgca_pvt_v", *SMALL)
 
@@ -67,19 +68,16 @@ def test_an_image_of_fi_and_emotion_roi_is_its_own_topic_and_a_table_names_them(
     assert topics_of(table, same_topics(None), "csv") == [0, 0, 1, 1]
 
 
-def test_a_table_without_topics_is_an_error_of_one_line(tmp_path, run_script):
+def test_a_table_without_topics_is_an_error_of_one_line(tmp_path):
     table = write_table(tmp_path)
-    finished = run_script(*V, "--dataset", "csv", "--data-path", table, "--output-dir", tmp_path / "run")
-    assert finished.code == 2
-    assert "expected a topic for each image" in finished.output.splitlines()[-1]
-    assert "Traceback" not in finished.output
+    finished = run_here(*V, "--dataset", "csv", "--data-path", table, "--output-dir", tmp_path / "run")
+    assert_one_line_error(finished, "expected a topic for each image")
 
 
 @pytest.mark.parametrize("flag", ["--context alone", "--context batch", "--topics-as exact"])
-def test_flags_of_topics_are_an_error_for_lora(flag, topic_set, tmp_path, run_script):
-    finished = run_script("main_V.py", *SMALL, *flag.split(), "--data-path", topic_set, "--output-dir", tmp_path)
-    assert finished.code == 2
-    assert f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found lora_v" in finished.output
+def test_flags_of_topics_are_an_error_for_lora(flag, topic_set, tmp_path):
+    finished = run_here("main_V.py", *SMALL, *flag.split(), "--data-path", topic_set, "--output-dir", tmp_path)
+    assert_one_line_error(finished, f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found lora_v")
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +98,8 @@ def evaluated(run, trained, folder, topic_set, *flags):
     return finished.output, figures, (folder / "checkpoint_tgca_v_test.csv").read_bytes()
 
 
-def test_a_batch_is_the_same_context_on_any_number_of_processes(trained, topic_set, tmp_path, run_script, run_torchrun):
-    output, figures, predictions = evaluated(run_script, trained, tmp_path / "1", topic_set)
+def test_a_batch_is_the_same_context_on_any_number_of_processes(trained, topic_set, tmp_path, run_torchrun):
+    output, figures, predictions = evaluated(run_here, trained, tmp_path / "1", topic_set)
     context = figures["context"]
     assert (context["mode"], context["batch_size"], context["processes"]) == ("batch", 6, 1)
     assert context["with_others_of_their_topic"] == 14
@@ -109,23 +107,23 @@ def test_a_batch_is_the_same_context_on_any_number_of_processes(trained, topic_s
     two = evaluated(lambda *words: run_torchrun(2, *words), trained, tmp_path / "2", topic_set)
     assert two[2] == predictions
     assert two[1]["acc1"] == figures["acc1"]
-    exact = evaluated(run_script, trained, tmp_path / "3", topic_set, "--topics-as", "exact")
+    exact = evaluated(run_here, trained, tmp_path / "3", topic_set, "--topics-as", "exact")
     assert exact[2] != predictions
     assert context["statement"] in (trained / "checkpoint_tgca_v.md").read_text().replace("2 processes", "1 processes")
 
 
-def test_alone_depends_on_no_batch(trained, topic_set, tmp_path, run_script):
-    alone = evaluated(run_script, trained, tmp_path / "1", topic_set, "--context", "alone")
+def test_alone_depends_on_no_batch(trained, topic_set, tmp_path):
+    alone = evaluated(run_here, trained, tmp_path / "1", topic_set, "--context", "alone")
     assert alone[1]["context"]["with_others_of_their_topic"] == 0
-    single = evaluated(run_script, trained, tmp_path / "2", topic_set, "--context", "batch", "--batch-size", "1")
+    single = evaluated(run_here, trained, tmp_path / "2", topic_set, "--context", "batch", "--batch-size", "1")
     assert single[1]["context"]["batch_size"] == 1
     assert abs(alone[1]["loss"] - single[1]["loss"]) < 1e-5
-    together = evaluated(run_script, trained, tmp_path / "3", topic_set)
+    together = evaluated(run_here, trained, tmp_path / "3", topic_set)
     assert abs(together[1]["loss"] - alone[1]["loss"]) > 1e-5
 
 
-def test_the_whole_network_trains_with_texts_and_topics(topic_set, small_bert, tmp_path, run_script):
+def test_the_whole_network_trains_with_texts_and_topics(topic_set, small_bert, tmp_path):
     given = ("--epochs", "1", "--data-path", topic_set, "--output-dir", tmp_path, "--bert-model", small_bert)
-    finished = run_script("main.py", "--model", "tgca_pvt", *SMALL, *given)
+    finished = run_here("main.py", "--model", "tgca_pvt", *SMALL, *given)
     assert finished.code == 0, finished.output
     assert torch.load(tmp_path / "checkpoint_tgca.pth", weights_only=True)["args"]["context"] == "batch"
