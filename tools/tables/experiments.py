@@ -28,7 +28,8 @@ class Experiment(NamedTuple):
         protocols: how the epoch is chosen, one row each: names of PROTOCOLS.
         published, source: top-1 in percent and who published it; None and '' if nobody did.
         time: what is known of the time that training takes.
-        same_as: another table's experiment, whose runs fill this row too.
+        same_as: another experiment, whose runs fill this row too.
+        evaluation: flags with which the checkpoints of `same_as` are evaluated for this row, on the same split.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Experiment(NamedTuple):
     source: str = ""
     time: str = "not measured"
     same_as: str = ""
+    evaluation: str = ""
 
 
 class Table(NamedTuple):
