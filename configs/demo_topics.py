@@ -3,7 +3,7 @@
     make demo-set
     python tools/make_splits.py data/demo --by order --name orders
     python tools/reproduce.py --settings configs/demo_topics.py --data-root data --train --seeds 0 1 2 \\
-      --bert-model "$(python -m tools.demo_set --bert-folder)"   # to results/demo_topics; about an hour with one thread
+      --bert-model "$(python -m tools.demo_set --bert-folder)"   # to results/demo_topics; half an hour with one thread
 
 A topic of the demo set is one of its five art styles. Each training chooses its epoch on val in the order of the
 topics; its checkpoint is then evaluated in other orders and alone. The demo set's own list is ordered by topic and,
@@ -13,7 +13,7 @@ within a topic, by class.
 ORDERED, SHUFFLED, OWN = (f"--annotations {name}" for name in ("orders/by-topic", "orders/shuffled", "''"))
 settings = dict(
     config="configs/demo.py",
-    flags=f"{ORDERED} --num_workers 0 --cache-images --no-figures",
+    flags=f"{ORDERED} --epochs 15 --num_workers 0 --cache-images --no-figures",
     data={"SER": "demo", "SER_V": "demo"},
     columns=("row", "val top-1", "top-1", "95 %", "macro F1", "samples", "seeds", "training", "context"),
 )

@@ -247,6 +247,12 @@ def get_network(name: str, *, texts: bool = False) -> Network:
     )
 
 
+def names_where(fits: Callable[[Network], bool]) -> str:
+    """The networks for which something holds, for messages: "lora, lora_v or pvt"."""
+    *others, last = [name for name, network in NETWORKS.items() if fits(network)]
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def create_model(name: str, **settings: Any) -> Any:
     """Builds a network with its initial values; no file and no network connection is touched, but for timm's weights.
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from datasets import InputStatistics, StickerDataset, build_dataset, build_transform, same_topics
 from engine import Precision
-from models import SETTINGS, TIMM, Network, get_network
+from models import SETTINGS, TIMM, Network, get_network, names_where
 from models.baselines import input_statistics
 from models.pvt import backbone_of
 from models.vision import check_image_size
@@ -276,7 +276,8 @@ def resolve_topics(options: Namespace, network: Network) -> None:
             setattr(options, name, default if network.reads_topics else None)
         elif not network.reads_topics:
             flag = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise UserError(f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found {options.model}: leave it out")
+            expected = f"--model {names_where(lambda one: one.reads_topics)}"
+            raise UserError(f"{flag}: expected {expected}, found {options.model}: leave it out")
 
 
 def choose_image_reading(options: Namespace, start: Start) -> None:
