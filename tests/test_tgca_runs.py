@@ -11,7 +11,7 @@ from inference.explain import explain
 from inference.predictor import load_predictor
 from models import create_model, get_network
 from readers.annotations import read_ser
-from tests.conftest import SMALL
+from tests.conftest import BERT, SMALL
 from tests.test_main import run_here
 from tests.test_visualize import RUN_FIGURES, TOOL, assert_drawn
 from tools import export, predict
@@ -93,6 +93,17 @@ def test_pvts_file_enters_the_backbone_and_what_is_new_stays_fresh_and_is_said(c
     assert 0.015 < model.vision_model.patch_embed4.fft.r.std() < 0.025
     output = next(output for folder, output in runs.values() if folder == checkpoint.parent)
     assert f"{len(shared)} of {len(backbone)} entries loaded; {len(new)} keep their initial values" in output
+
+
+@pytest.mark.parametrize("name", ["tgca_pvt", "tgca_pvt_lora_locals"])
+def test_a_checkpoint_and_an_export_say_which_of_two_networks_of_the_same_weights_they_are(name, tmp_path):
+    model = create_model(name, backbone="pvt_demo", bert=BERT, alpha=2)
+    arguments = {"model": name, "backbone": "pvt_demo", "input_size": 64, "alpha": 2}
+    content = {"model": model.state_dict(), "args": arguments, "bert_config": BERT}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    export.main([str(tmp_path / "checkpoint.pth"), str(tmp_path / "model.safetensors")])
+    for file in ("checkpoint.pth", "model.safetensors"):
+        assert load_predictor(tmp_path / file).name == name
 
 
 def test_a_prediction_is_that_of_a_sticker_alone(checkpoint, sticker_set, tmp_path):

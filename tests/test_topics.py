@@ -11,6 +11,7 @@ from datasets import build_dataset, build_transform, same_topics
 from readers.data_sets import DATA_SETS
 from readers.tokenizer import DEFAULT_VOCABULARY, Tokenizer
 from tests.conftest import SMALL, write_sticker_set
+from tests.test_main import run_here
 
 V = ("main_V.py", "--model", "tgca_pvt_v", *SMALL)
 
@@ -67,17 +68,19 @@ def test_an_image_of_fi_and_emotion_roi_is_its_own_topic_and_a_table_names_them(
     assert topics_of(table, same_topics(None), "csv") == [0, 0, 1, 1]
 
 
-def test_a_table_without_topics_is_an_error_of_one_line(tmp_path, run_script):
-    table = write_table(tmp_path)
-    finished = run_script(*V, "--dataset", "csv", "--data-path", table, "--output-dir", tmp_path / "run")
+@pytest.mark.parametrize("columns", [{}, {"topic": lambda n: "" if n == 3 else "pack"}], ids=["none", "one empty"])
+def test_a_table_without_topics_is_an_error_of_one_line(columns, tmp_path):
+    table = write_table(tmp_path, **columns)
+    finished = run_here(*V, "--dataset", "csv", "--data-path", table, "--output-dir", tmp_path / "run")
     assert finished.code == 2
-    assert "expected a topic for each image" in finished.output.splitlines()[-1]
+    last = finished.output.splitlines()[-1]
+    assert f"{3 if columns else 0}.png: expected a topic for each image, which this --model reads, found none" in last
     assert "Traceback" not in finished.output
 
 
 @pytest.mark.parametrize("flag", ["--context alone", "--context batch", "--topics-as exact"])
-def test_flags_of_topics_are_an_error_for_lora(flag, topic_set, tmp_path, run_script):
-    finished = run_script("main_V.py", *SMALL, *flag.split(), "--data-path", topic_set, "--output-dir", tmp_path)
+def test_flags_of_topics_are_an_error_for_lora(flag, topic_set, tmp_path):
+    finished = run_here("main_V.py", *SMALL, *flag.split(), "--data-path", topic_set, "--output-dir", tmp_path)
     assert finished.code == 2
     assert f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found lora_v" in finished.output
 
