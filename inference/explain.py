@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inference.predictor import Picture, Prediction, Predictor
+from models import names_where
 from utils import UserError
 
 Box = tuple[float, float, float, float]
@@ -58,7 +59,8 @@ def explain(predictor: Predictor, image: Picture, text: str = "") -> Explanation
         UserError: the image cannot be read, or the network has no re-attention.
     """
     if not predictor.selects_patches:
-        raise UserError(f"checkpoint: expected one of lora or lora_v, found {predictor.name}, which selects no patches")
+        expected = names_where(lambda network: network.selects_patches)
+        raise UserError(f"checkpoint: expected {expected}, found {predictor.name}, which selects no patches")
     image = predictor.picture(image)
     inputs = predictor.inputs([predictor.transform(image)], [text])
     vision, fusion = predictor.model.vision_model, predictor.model.fusion_model

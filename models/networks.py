@@ -179,6 +179,17 @@ NETWORKS: Mapping[str, Network] = MappingProxyType(
                 builder="models.tgca:build_tgca_pvt_v",
             ),
             Network(
+                name="tgca_pvt_lora_locals",
+                title="TGCA-PVT with LORA's local tokens",
+                reads=("image", "text", "topic"),
+                settings=LORA_SETTINGS,
+                rates=(*BACKBONE_RATES, *FUSION_RATES, "tunebert"),
+                checkpoint="checkpoint_tgca_lora_locals",
+                command="main.py --model tgca_pvt_lora_locals",
+                builder="models.tgca:build_with_plain_locals",
+                keeps_best=True,
+            ),
+            Network(
                 name="pvt",
                 title="PVT",
                 reads=("image",),
@@ -245,6 +256,12 @@ def get_network(name: str, *, texts: bool = False) -> Network:
         is_pyramid=False,
         selects_patches=False,
     )
+
+
+def names_where(fits: Callable[[Network], bool]) -> str:
+    """The networks for which something holds, for messages: "lora, lora_v or pvt"."""
+    *others, last = [name for name, network in NETWORKS.items() if fits(network)]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def create_model(name: str, **settings: Any) -> Any:

@@ -137,6 +137,12 @@ class TopicVision(VisionModel):
             return tokens + (tokens @ topic_tokens.mT).softmax(dim=2) @ topic_tokens
 
 
+class PlainLocalVision(TopicVision):
+    """The ablation with LORA's local tokens: the selected patches as they are."""
+
+    refine = VisionModel.refine
+
+
 class TopicAttention(FirstTokenAttention):
     """The first token attends to topic queries, and these to all tokens: softmax(q_0 t^T) softmax(t k^T) v."""
 
@@ -193,10 +199,21 @@ class TGCA_PVT(LORA):
         return super().forward(images, word_ids, word_mask, text_features, selected, group_topics(topics, images))
 
 
-def build_tgca_pvt(*, bert: Mapping[str, Any] | None = None, tunebert: bool = False, **settings: Any) -> TGCA_PVT:
+def build_tgca_pvt(
+    vision: type[TopicVision] = TopicVision,
+    *,
+    bert: Mapping[str, Any] | None = None,
+    tunebert: bool = False,
+    **settings: Any,
+) -> TGCA_PVT:
     """Builds TGCA-PVT; `bert` and `tunebert`: see `models.text.build_text_model`; settings: see `build_parts`."""
-    vision_model, head = build_parts(TopicVision, TopicAttention, **settings)
+    vision_model, head = build_parts(vision, TopicAttention, **settings)
     return TGCA_PVT(vision_model, build_text_model(bert, tunebert=tunebert), **head)
+
+
+def build_with_plain_locals(**settings: Any) -> TGCA_PVT:
+    """Builds TGCA-PVT with LORA's local tokens; settings: see `build_tgca_pvt`."""
+    return build_tgca_pvt(PlainLocalVision, **settings)
 
 
 def build_tgca_pvt_v(**settings: Any) -> TGCA_PVT_V:

@@ -153,10 +153,10 @@ class Checkpoint:
 
     @property
     def network(self) -> Network:
-        """The network that it is of: a baseline as its `args` say, else as the names of its weights do."""
+        """The network that it is of: that of its `args` if its weights do not tell, else as their names say."""
         with suppress(ValueError):
             network = get_network(str(self.args.get("model", "")), texts=self.setting("texts"))
-            if not network.is_pyramid:
+            if not network.is_pyramid or (network.reads_topics and TOPIC_WEIGHT in self.model):
                 return network
         parts = {name.partition(".")[0] for name in self.model}
         if TOPIC_WEIGHT in self.model:

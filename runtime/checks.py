@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from models import SETTINGS, TIMM, Network
+from models import SETTINGS, TIMM, Network, names_where
 from models.vision import check_image_size
 from readers.data_sets import DATA_SETS
 from utils import UserError, naming_flags, print0
@@ -92,4 +92,5 @@ def resolve_topics(options: Namespace, network: Network) -> None:
             setattr(options, name, default if network.reads_topics else None)
         elif not network.reads_topics:
             flag = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise UserError(f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found {options.model}: leave it out")
+            expected = f"--model {names_where(lambda one: one.reads_topics)}"
+            raise UserError(f"{flag}: expected {expected}, found {options.model}: leave it out")

@@ -161,9 +161,9 @@ def add_model(parser: Parser) -> None:
         action=ModelName,
         default="lora",
         metavar="NAME",
-        help="lora, lora_v, tgca_pvt, tgca_pvt_v, or to compare with: pvt, the backbone as a classifier; timm/NAME, "
-        "any network of timm; bert, the text alone; majority, the most frequent class; as published, pvt_small ... "
-        "means --backbone",
+        help="lora, lora_v, tgca_pvt, tgca_pvt_v, or to compare with: tgca_pvt_lora_locals, its ablation; pvt, the "
+        "backbone as a classifier; timm/NAME, any network of timm; bert, the text alone; majority, the most frequent "
+        "class; as published, pvt_small ... means --backbone",
     )
     group.add_argument(
         "--texts",

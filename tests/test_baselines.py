@@ -9,7 +9,7 @@ import timm
 import torch
 
 from inference.predictor import load_predictor
-from models import create_model
+from models import NETWORKS, create_model
 from readers.annotations import SER_NAMES, read_ser
 from runtime.reports import read_predictions
 from tests.conftest import BERT, SMALL
@@ -127,7 +127,7 @@ def test_the_majority_needs_no_training(sticker_set, tmp_path):
     [
         (
             ["--model", "resnet50"],
-            "expected lora, lora_v, tgca_pvt, tgca_pvt_v, pvt, bert, majority or timm/NAME, found 'resnet50'",
+            f"expected {', '.join(NETWORKS)} or timm/NAME, found 'resnet50'",
         ),
         (["--model", "lora_v", "--pretrained"], "--pretrained is for --model timm/NAME"),
         (["--model", "timm/test_vit", "--pretrained", "--visfinetune", "w.pth"], "both name weights"),

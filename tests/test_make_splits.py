@@ -64,6 +64,25 @@ def test_a_split_by_image_has_each_sticker_once_and_the_shares_within_a_sticker(
         assert abs(len(lists[split]) - share * len(entries)) <= 1
 
 
+def test_by_order_the_splits_stay_and_their_lists_are_by_topic_and_shuffled(tmp_path):
+    make_lists(tmp_path / "set")
+    own = read_lists(tmp_path / "set" / "Annotations")
+    run(tmp_path / "set", "--by", "order", "--name", "orders")
+    run(tmp_path / "set", "--by", "order", "--name", "others", "--seed", "1")
+    folder = tmp_path / "set" / "Annotations"
+    by_topic, shuffled, other = (
+        read_lists(folder / name) for name in ("orders/by-topic", "orders/shuffled", "others/by-topic")
+    )
+    for split in SPLITS:
+        for lists in (by_topic, shuffled):
+            assert sorted(lists[split], key=key) == sorted(own[split], key=key)
+            assert lists[split] != own[split]
+        topics = [entry["topic"] for entry in by_topic[split]]
+        assert topics == sorted(topics)
+        assert [entry["topic"] for entry in shuffled[split]] != topics
+        assert other[split] != by_topic[split]  # the order within a topic is drawn
+
+
 @pytest.mark.parametrize("folds", [3, 4, 5, 7, 10])
 @pytest.mark.parametrize("counts", [(7, 7, 7), (1, 2, 3, 50, 999), (10, 20, 30), (6, 13, 4, 101)])
 def test_folds_by_image_have_the_shares_within_a_sticker_in_every_split(folds, counts):
@@ -126,7 +145,7 @@ def test_lists_are_never_written_over_others(tmp_path):
         (["--name", "image-level"], "--name image-level: expected a plain name"),
         (["--name", "../x"], "--name ../x: expected a plain name"),
         (["--name", "x", "--folds", "2"], "--folds 2: expected at least 3"),
-        (["--name", "x", "--by", "pack"], "--by pack: expected image or topic"),
+        (["--name", "x", "--by", "pack"], "--by pack: expected image, topic or order"),
         (["--name", "x", "--by", "topic", "--folds", "21"], "expected at least 21 groups to divide, found 20"),
     ],
 )

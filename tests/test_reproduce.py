@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import sys
 
@@ -12,7 +13,7 @@ from runtime.options import parse_options
 from runtime.reports import read_predictions
 from tests.conftest import ROOT, SMALL, run_process
 from tools.tables.experiments import Experiment, Table, choose, originals, read_settings, read_tables
-from tools.tables.running import Job, RunContext
+from tools.tables.running import ANNOTATORS, Job, RunContext
 from tools.tables.writing import COLUMNS, Row, as_csv, difference, latex, markdown
 from utils import UserError
 
@@ -31,6 +32,8 @@ table = dict(
         dict(name="stand_in", title="Big", model="timm/big", start=""),
         dict(name="book", title="MAM", script="", published=68.97, source="another paper"),
         dict(name="again", title="LORA-V again", same_as="locals_0000"),
+        dict(name="by_2", title="LORA-V by 2", same_as="locals_0000", evaluation="--batch-size 2"),
+        dict(name="given_by_2", title="by 2", same_as="given", protocols=("published",), evaluation="--batch-size 2"),
     ],
 )
 """
@@ -148,6 +151,31 @@ def test_a_second_call_trains_nothing_again(filled, project):
     assert [one["name"] for table in tables["tables"] for one in table["rows"]] == ["locals_0000"]
 
 
+def test_a_checkpoint_is_evaluated_once_more_with_other_flags(filled, project):
+    """That of --weights in both image readings; a trained one after its training, with the epoch chosen there."""
+    before, after, _ = filled
+    options = {}
+    for place in ("given/weights", "given/weights-published", "locals_0000/val-0"):
+        (file,) = (project / "runs" / place / "batch_size_2").glob("*_test.json")
+        options[place] = json.loads(file.read_text())["run"]["options"]["batch_size"]
+    assert set(options.values()) == {2}
+    assert row(before, "by_2")["not_run"].startswith("no locals_0000.pth in --weights")
+    assert row(before, "given_by_2", "published")["seeds"]["0"]["from"].endswith("given.pth")
+    again, own = (row(after, name)["seeds"]["0"] for name in ("by_2", "locals_0000"))
+    assert (again["acc1"], again["from"]) == (own["acc1"], "training")
+    log = (project / "runs" / "locals_0000" / "val-0" / "run.log").read_text()
+    assert log.count("$ ") == 1
+
+
+def test_figures_published_by_class_are_shown_without_a_run():
+    one = Experiment("a", "A", script="", source="a paper", published_by_class=(("calm", 61.5, 42.25, 50.0),))
+    facts = {"command": "c", "machine": "m", "threads": 1, "torch": "2", "date": "d", "minutes": 1, "comparable": True}
+    facts |= {"cost_device": "a CPU", "columns": COLUMNS}
+    text = markdown([Table("t", "T", "", [one])], {"t": [Row(one, "val", "a figure of the literature")]}, facts)
+    assert "| class | precision | recall | F1 |" in text
+    assert "| calm | 61.50 | 42.25 | 50.00 |" in text
+
+
 def test_a_run_of_other_settings_is_not_taken_for_this_one(filled, project):
     settings = project / "settings.py"
     before = settings.read_text()
@@ -173,13 +201,13 @@ def test_every_format_has_every_row(filled, project):
     with (results / "tables.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["row"] for line in lines][2:4] == ["LORA-V", "majority"]
-    assert len(lines) == 11
+    assert len(lines) == 14
     text = (results / "tables.md").read_text()
     assert text.count("| LORA-V | published |") == 2
     assert "Published: a paper. Published: another paper." in text
     tex = (results / "tables.tex").read_text()
     assert r"\caption{Small \& 100 \% ours}" in tex
-    assert tex.count(r" \\") == 12
+    assert tex.count(r" \\") == 15
 
 
 OWN = """
@@ -225,14 +253,14 @@ def test_settings_may_bring_tables_columns_and_groups(project, sticker_set):
     assert (project / "own" / "hog" / "val-0" / "hog.json").stat().st_mtime_ns == hog
 
 
-@pytest.mark.parametrize("name", ["demo_table", "demo_selection"])
+@pytest.mark.parametrize("name", ["demo_table", "demo_selection", "demo_topics"])
 def test_the_demos_experiments_are_command_lines(name):
     settings, tables = read_settings(ROOT / "configs" / f"{name}.py")
     assert set(settings.columns) < set(COLUMNS)
     rows = originals(tables).values()
     for one in rows:
-        parse_options([*settings.flags.split(), *one.flags.split()], {})
-    assert len({(one.folder, one.flags, one.model, one.start, one.script) for one in rows}) == len(rows)
+        parse_options([*shlex.split(settings.flags), *one.flags.split(), *shlex.split(one.evaluation)], {})
+    assert len({one._replace(name="", title="") for one in rows}) == len(rows)
     if settings.group:
         assert settings.group("Images/openmoji/1F64E-1F3FB.png") == settings.group("Images/noto-bold/1F64E.png")
 
@@ -286,9 +314,10 @@ def test_the_papers_experiments_are_command_lines():
     """Every flag is one, every figure has its source, and the small settings name data sets and models that exist."""
     tables = read_tables(ROOT / "configs" / "paper")
     rows = originals(tables)
-    assert (rows["lora_v"].published, rows["lora"].published) == (69.22, 70.73)
+    assert [rows[name].published for name in ("lora_v", "lora", "tgca_pvt")] == [69.22, 70.73, 71.63]
     for one in rows.values():
-        parse_options([*one.flags.split(), *(["--model", one.model] if one.model else [])], {})
+        model = [] if one.model in ("", *ANNOTATORS) else ["--model", one.model]
+        parse_options([*f"{one.flags} {one.evaluation}".split(), *model], {})
         assert bool(one.source) == (one.published is not None)
         assert (ROOT / "configs" / "pvt" / f"{one.backbone}.py").is_file()
     settings, own = read_settings(ROOT / "configs" / "paper_demo.py")

@@ -12,6 +12,7 @@ import socket
 import pytest
 import torch
 
+from models import get_network
 from tests.conftest import SMALL, free_port
 from tests.faults import STEPS_AN_EPOCH, TRAINING, Run, assert_same_result, command, complete, load, read_log, training
 
@@ -123,18 +124,20 @@ def test_a_signal_in_an_evaluation_leaves_a_checkpoint(sticker_set, undisturbed,
 
 
 @pytest.mark.faults
-def test_text_model_resumes_to_the_bit(sticker_set, small_bert, tmp_path):
-    """LORA: the dropout of the frozen text encoder is part of it."""
+@pytest.mark.parametrize("name", ["lora", "tgca_pvt"])
+def test_text_model_resumes_to_the_bit(name, sticker_set, small_bert, tmp_path):
+    """The dropout of the frozen text encoder is part of it; for TGCA-PVT the topics of a batch too."""
     settings = {"script": "main.py"}
-    given = ["--bert-model", small_bert, "--tunebert", "True"]
+    given = ["--model", name, "--bert-model", small_bert, "--tunebert", "True"]
     complete(tmp_path / "whole", sticker_set, *given, **settings)
     run = training(tmp_path / "killed", sticker_set, *given, **settings)
     run.wait_for(step_line(1, 8))
     run.signal_all(signal.SIGKILL)
     run.finish()
     complete(tmp_path / "killed", sticker_set, *given, **settings)
-    for name in ("checkpoint.pth", "checkpoint_best.pth"):
-        found, expected = load(tmp_path / "killed" / name), load(tmp_path / "whole" / name)
+    for end in (".pth", "_best.pth"):
+        file = f"{get_network(name).checkpoint}{end}"
+        found, expected = load(tmp_path / "killed" / file), load(tmp_path / "whole" / file)
         assert all(torch.equal(value, expected["model"][key]) for key, value in found["model"].items())
     assert read_log(tmp_path / "killed") == read_log(tmp_path / "whole")
 

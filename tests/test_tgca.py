@@ -57,6 +57,7 @@ def images_of(count, height=64, width=64, seed=0):
     return torch.randn(count, 3, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+BERT = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48}
 TEXTBOOK_SIZES = {"heads": (1, 2, 4, 6), "reductions": (8, 4, 2, 1)}
 
 
@@ -78,8 +79,7 @@ def test_logits_and_gradients_are_those_of_the_textbook_form(locals_, topics):
 
 
 def test_the_whole_network_is_that_of_the_textbook_form():
-    bert = {"num_hidden_layers": 4, "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 48}
-    model, topics = small("tgca_pvt", bert=bert, locals=(0, 1, 1, 0)), torch.tensor([4, 4, 1])
+    model, topics = small("tgca_pvt", bert=BERT, locals=(0, 1, 1, 0)), torch.tensor([4, 4, 1])
     images, words = images_of(3), golden_texts(0, 3)
     params = model.state_dict()
     with torch.no_grad():
@@ -90,6 +90,18 @@ def test_the_whole_network_is_that_of_the_textbook_form():
         torch.testing.assert_close(model(images, *words, topics), output.logits, rtol=0, atol=1e-11)
         by_features = model(images, topics=topics, text_features=features)
     torch.testing.assert_close(by_features, output.logits, rtol=0, atol=1e-11)
+
+
+@torch.no_grad()
+def test_the_ablation_differs_in_the_stages_maximum_alone():
+    """It has the same weights, and the same logits without local tokens or if the maximum is left out."""
+    for tokens in ("both", "global"):
+        whole, plain = (small(name, bert=BERT, tokens=tokens) for name in ("tgca_pvt", "tgca_pvt_lora_locals"))
+        inputs = images_of(2), *golden_texts(0, 2), torch.tensor([1, 1])
+        logits = [model(*inputs) for model in (whole, plain)]
+        assert ((logits[0] - logits[1]).abs().max() > 1e-3) == (tokens == "both")
+        whole.vision_model.refine = lambda chosen: chosen
+        torch.testing.assert_close(whole(*inputs), logits[1], rtol=0, atol=0)
 
 
 @torch.no_grad()

@@ -84,6 +84,15 @@ def test_lora_is_compared_with_its_parts(capsys):
     assert "LORA / (LORA-V + text encoder)" in capsys.readouterr().out
 
 
+def test_tgca_pvt_is_compared_with_lora_and_its_textbook_form(capsys):
+    flags = ["--model", "tgca_pvt", "--batch-size", "2", "--rows", "ours", "textbook", "lora", "tgca_pvt_v"]
+    assert main([*SMALL, *flags]) == 0
+    out = capsys.readouterr().out
+    assert "| px | step | batch | textbook / ours | ours / lora |" in out
+    for row in ("ours", "textbook", "lora", "tgca_pvt_v"):
+        assert f"| 64 | training step, float32 | {row} | 2 |" in out
+
+
 def test_largest_batch_of_a_memory_limit(tmp_path):
     output = tmp_path / "most.json"
     flags = ["--size", "256", "--mode", "training", "--rows", "backbone", "--batch-size", "max"]

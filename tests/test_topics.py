@@ -68,10 +68,14 @@ def test_an_image_of_fi_and_emotion_roi_is_its_own_topic_and_a_table_names_them(
     assert topics_of(table, same_topics(None), "csv") == [0, 0, 1, 1]
 
 
-def test_a_table_without_topics_is_an_error_of_one_line(tmp_path):
-    table = write_table(tmp_path)
+@pytest.mark.parametrize("columns", [{}, {"topic": lambda n: "" if n == 3 else "pack"}], ids=["none", "one empty"])
+def test_a_table_without_topics_is_an_error_of_one_line(columns, tmp_path):
+    table = write_table(tmp_path, **columns)
     finished = run_here(*V, "--dataset", "csv", "--data-path", table, "--output-dir", tmp_path / "run")
-    assert_one_line_error(finished, "expected a topic for each image")
+    assert finished.code == 2
+    last = finished.output.splitlines()[-1]
+    assert f"{3 if columns else 0}.png: expected a topic for each image, which this --model reads, found none" in last
+    assert "Traceback" not in finished.output
 
 
 @pytest.mark.parametrize("flag", ["--context alone", "--context batch", "--topics-as exact"])

@@ -50,6 +50,7 @@ from PIL import Image
 from inference.explain import Explanation, explain, reattention_stages
 from inference.overlay import STICKER, view_names, view_picture
 from inference.predictor import Prediction, Predictor, load_predictor
+from models import names_where
 from readers.annotations import read_ser
 from runtime.launch import set_threads
 from runtime.monitor import ending_on_signals
@@ -289,9 +290,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with ending_on_signals(), UPLOADS:  # removed at the end
         predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
         if not predictor.selects_patches:
-            raise UserError(
-                f"{printable(options.checkpoint)}: expected a checkpoint of lora or lora_v, found {predictor.name}"
-            )
+            expected = names_where(lambda network: network.selects_patches)
+            raise UserError(f"{printable(options.checkpoint)}: expected {expected}, found {predictor.name}")
         examples = options.examples or DEFAULT_EXAMPLES
         page = build_page(predictor, options.checkpoint.name, find_examples(examples) if examples.is_dir() else [])
         serve(page, options.host, options.port, options.auth)

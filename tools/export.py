@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
 
 from inference.predictor import Predictor, load_predictor
+from models import names_where
 from runtime import model_card
 from tools.exporting import comparing, files
 from tools.start import start
@@ -115,7 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files.check_installed()
     predictor = load_predictor(options.checkpoint, device="cpu", bert_model=options.bert_model)
     if not predictor.network.is_pyramid:
-        raise UserError(f"{printable(options.checkpoint)}: expected lora, lora_v or pvt, found {predictor.name}")
+        expected = names_where(lambda network: network.is_pyramid)
+        raise UserError(f"{printable(options.checkpoint)}: expected {expected}, found {predictor.name}")
     content, account = export(predictor, format, options.check)
     card = model_card.card(predictor, options.checkpoint, options.output.name, format, account)
     write_export(options.output, content)

@@ -5,6 +5,7 @@
     python main_V.py --dataset SER_V --data-path SER_Dataset --annotations packs/fold0 --output_dir runs/packs0
     python tools/make_splits.py pictures.csv --by pack --folds 5 --name packs   # a table with a column `pack`
     python tools/make_splits.py PICTURES --by 2 --name packs                    # PICTURES/<class>/<pack>/<image>
+    python tools/make_splits.py SER_Dataset --by order --name orders            # the same splits in two other orders
 
 SER30K: from all_annos.json if it is there, else from the three lists together, into Annotations/NAME/, with folds into
 NAME/fold0/, fold1/, ... Other data: a table NAME.csv, with folds NAME-fold0.csv, ..., beside the table or in the folder
@@ -12,6 +13,8 @@ given, for --dataset csv. Each fold is test once, and the next one is its val. I
 
 --by is `image`, or what must not be in two splits at once: SER30K: topic; a table: the name of a column; class folders:
 the number of a folder level. The class is the first other level; a first level train, val and test is not counted.
+With `order` SER30K's splits stay: Annotations/NAME/by-topic/ has their lists in the order of the topics, NAME/shuffled/
+in an order that is drawn. A prediction of TGCA-PVT depends on the order (--context batch).
 """
 
 import argparse
@@ -48,6 +51,7 @@ from utils import UserError, listed, mistake, printable, reason, typed, write_js
 
 ALL_ANNOTATIONS = "all_annos.json"
 IMAGE = "image"
+ORDER = "order"
 
 
 class Items(NamedTuple):
@@ -65,7 +69,7 @@ def read_ser_items(root: Path, by: str) -> Items:
         UserError: a wrong --by, a wrong entry, or a sticker with two different entries.
     """
     if by not in (IMAGE, "topic"):
-        raise UserError(f"--by {printable(by)}: expected image or topic for SER30K: choose one of them")
+        raise UserError(f"--by {printable(by)}: expected image, topic or order for SER30K: choose one of them")
     lists = ser_lists(root)
     places = [folder / ALL_ANNOTATIONS for folder in dict.fromkeys((lists, root / "Annotations"))]
     sources = [place for place in places if place.is_file()][:1]
@@ -135,13 +139,35 @@ def read_folder_items(root: Path, by: str) -> Items:
     return items
 
 
-def write_lists(target: Path, items: Items, divisions: Sequence[Division]) -> list[str]:
+def read_in_orders(root: Path, seed: int) -> tuple[Items, dict[str, Division]]:
+    """The entries of SER30K's three lists, and the splits that they are, by topic and shuffled.
+
+    The order within a topic is drawn too: in a list ordered by class, neighbours would tell the class.
+
+    Raises:
+        UserError: a list that is missing or wrong.
+    """
+    items, draw, shuffled = Items([], [], []), np.random.default_rng(seed), {}
+    for split in OWN_SPLITS:
+        source, first = ser_lists(root) / f"{split}.json", len(items.entries)
+        for number, entry in enumerate(ser_entries(source)):
+            items.labels.append(SER_NAMES[ser_entry(source, number, entry, texts=False).label])
+            items.groups.append(entry["topic"])
+            items.entries.append(entry)
+        shuffled[split] = draw.permutation(np.arange(first, len(items.entries)))
+    by_topic = {
+        split: np.array(sorted(members, key=lambda member: items.groups[member]), dtype=int)
+        for split, members in shuffled.items()
+    }
+    return items, {"by-topic": by_topic, "shuffled": shuffled}
+
+
+def write_lists(target: Path, items: Items, divisions: dict[str, Division]) -> list[str]:
     """Writes lists of SER30K's form into a new folder, which is there whole or not at all; returns their folders."""
     partial = target.with_name(f".{target.name}.partial")
-    names = [f"fold{number}" for number in range(len(divisions))] if len(divisions) > 1 else [""]
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        for name, division in zip(names, divisions, strict=True):
+        for name, division in divisions.items():
             (partial / name).mkdir(parents=True)
             for split, members in division.items():
                 content = {"annotations": [items.entries[member] for member in members.tolist()]}
@@ -151,7 +177,7 @@ def write_lists(target: Path, items: Items, divisions: Sequence[Division]) -> li
         raise not_written(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return [str(target / name) for name in names]
+    return [str(target / name) for name in divisions]
 
 
 def write_tables(targets: Sequence[Path], items: Items, divisions: Sequence[Division]) -> list[str]:
@@ -210,7 +236,7 @@ def account(items: Items, divisions: Sequence[Division]) -> str:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="SER30K's folder, a table (.csv), or a folder of class folders")
-    parser.add_argument("--by", required=True, metavar="WHAT", help="image, topic, a column, or a folder level")
+    parser.add_argument("--by", required=True, metavar="WHAT", help="image, topic, a column, a folder level, order")
     parser.add_argument("--name", required=True, help="name of the new folder of lists, or of the new table")
     parser.add_argument("--folds", type=int, metavar="K", help="folds, at least 3 (default: one split, 70/10/20 %%)")
     parser.add_argument("--seed", type=natural, default=0, help="of the draw (default: 0)")
@@ -229,6 +255,16 @@ def targets_of(folder: Path, name: str, is_lists: bool, folds: int | None) -> li
         if os.path.lexists(target):
             raise UserError(f"--name {name}: {printable(target)} is there already: choose another name, or remove it")
     return targets
+
+
+def read_and_divide(data: Path, is_lists: bool, options: argparse.Namespace) -> tuple[Items, list[Division]]:
+    """The items of a data set and their divisions; raises UserError for wrong data."""
+    read = read_ser_items if is_lists else read_table_items if data.is_file() else read_folder_items
+    items = read(data, options.by)
+    if not items.entries:
+        raise mistake(data, "at least one image", "none", "complete the data set")
+    check_distinct(data, "labels", tuple(sorted(set(items.labels))), "write them alike")
+    return items, divide(items.labels, None if options.by == IMAGE else items.groups, options.folds, options.seed)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -252,18 +288,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         expected = "SER30K's folder, a table, or a folder of class folders"
         raise mistake(data, expected, "no such file or folder", "name it")
     targets = targets_of(folder, options.name, is_lists, options.folds)
-    read = read_ser_items if is_lists else read_table_items if data.is_file() else read_folder_items
-    items = read(data, options.by)
-    if not items.entries:
-        raise mistake(data, "at least one image", "none", "complete the data set")
-    check_distinct(data, "labels", tuple(sorted(set(items.labels))), "write them alike")
-    divisions = divide(items.labels, None if options.by == IMAGE else items.groups, options.folds, options.seed)
-    written = write_lists(targets[0], items, divisions) if is_lists else write_tables(targets, items, divisions)
+    if is_lists and options.by == ORDER:
+        items, orders = read_in_orders(data, options.seed)
+        written = write_lists(targets[0], items, orders)
+        divisions = [orders["shuffled"]]
+    else:
+        items, divisions = read_and_divide(data, is_lists, options)
+        names = [""] if len(divisions) == 1 else [f"fold{number}" for number in range(len(divisions))]
+        by_name = dict(zip(names, divisions, strict=True))
+        written = write_lists(targets[0], items, by_name) if is_lists else write_tables(targets, items, divisions)
     print(account(items, divisions))
     print(f"written to {', '.join(map(printable, written))}")
     if is_lists:
-        names = [os.path.relpath(one, folder) for one in written]
-        print(f"train on it with --annotations {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else ""))
+        print(f"train on it with --annotations {' or '.join(os.path.relpath(one, folder) for one in written)}")
     else:
         print(f"train on it with --dataset csv --data-path {printable(written[0])}")
 

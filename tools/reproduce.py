@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ if __name__ == "__main__":
 import torch
 
 from readers.images import PUBLISHED, READINGS
+from runtime.launch import usable_cores
 from runtime.option_types import natural, positive_int
 from tools.benchmark.measure import machine
 from tools.start import start
@@ -89,7 +90,7 @@ def jobs_of(
     for row in (row for table in tables for row in table.rows):
         original = known[same.get(row.name, row.same_as) or row.name]
         first = [
-            Job(original, protocol, seed)
+            Job(original, protocol, seed, evaluation=row.evaluation)
             for protocol in row.protocols
             if options.protocol is None or protocol in options.protocol
             for seed in (options.seeds[:1] if original.model in UNTRAINED else options.seeds)
@@ -105,7 +106,7 @@ def gather(tables: Sequence[Table], jobs: dict[str, list[Job]], results: Results
     rows: Rows = {table.name: [] for table in tables}
     for table in tables:
         for one in table.rows:
-            for _, same in groupby(jobs[one.name], key=lambda job: (job.protocol, job.image_reading)):
+            for _, same in groupby(jobs[one.name], key=lambda job: job._replace(seed=0)):
                 rows[table.name].append(row_of(one, list(same), results, context))
     return rows
 
@@ -155,7 +156,7 @@ def make_context(options: argparse.Namespace, settings: Settings) -> RunContext:
         runs=options.runs or Path("runs", options.settings.stem if options.settings else "reproduce"),
         bert_model=options.bert_model,
         launcher=options.launcher,
-        threads=max((os.cpu_count() or 1) // options.jobs, 1),
+        threads=max(min(usable_cores(), torch.get_num_threads()) // options.jobs, 1),  # OMP_NUM_THREADS may say fewer
         train=options.train,
     )
 
@@ -184,15 +185,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     jobs = jobs_of(tables, everything, options, context)
     distinct = list(dict.fromkeys(job for several in jobs.values() for job in several))
+    first = list(dict.fromkeys(job._replace(evaluation="") for job in distinct))
+    rounds = first, [job for job in distinct if job.evaluation]  # which needs the checkpoint of the first round
     results: Results = {}
     score = score_column(facts["columns"])
     figure = {"top-1": "acc1", "val top-1": "best_val_acc1"}[score]
-    for job, outcome in fill_all(distinct, context, options.jobs):
+    for job, outcome in chain.from_iterable(fill_all(one, context, options.jobs) for one in rounds):
         results[job] = outcome
         said = f"not run: {outcome}" if isinstance(outcome, str) else f"{score} {outcome[figure]:.2f} %"
         facts["minutes"] = (time.monotonic() - began) / 60
         write_tables(output, tables, gather(tables, jobs, results, context), facts)
-        print(f"{len(results)}/{len(distinct)} {job}: {said}", flush=True)
+        print(f"{len(results)}/{sum(map(len, rounds))} {job}: {said}", flush=True)
     print(f"written to {output / 'tables.md'}, .csv, .json and .tex")
 
 

@@ -35,6 +35,7 @@ from inference.explain import explain, keep_result
 from inference.lettering import label
 from inference.overlay import explanation_figure
 from inference.predictor import Predictor, load_predictor
+from models import names_where
 from readers.data_sets import DATA_SETS
 from readers.images import RGB_ON_WHITE, read_image
 from runtime import figures
@@ -133,7 +134,8 @@ def place_points(features: np.ndarray) -> tuple[np.ndarray, str]:
 def fused_features(predictor: Predictor, paths: Sequence[Path]) -> np.ndarray:
     """The input of the network's head for each image, (n, hidden_dim); raises UserError if there is no fusion."""
     if not hasattr(predictor.model, "fusion_model"):
-        raise UserError(f"checkpoint: expected one of lora or lora_v, found {predictor.name}, which fuses no features")
+        expected = names_where(lambda network: network.selects_patches)  # which have a fusion
+        raise UserError(f"checkpoint: expected {expected}, found {predictor.name}, which fuses no features")
     features = []
     for first in range(0, len(paths), BATCH):
         results: dict[str, Any] = {}

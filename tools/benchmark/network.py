@@ -1,13 +1,13 @@
-"""Compares LORA or LORA-V with the textbook form and other networks: time, memory, operations.
+"""Compares LORA, LORA-V, TGCA-PVT or TGCA-PVT-V with the textbook form and other networks: time, memory, operations.
 
     python -m tools.benchmark network --threads 2 --size 224 448 896 --output docs/benchmarks/sizes.json
     python -m tools.benchmark network --device cuda --dtype float16 bfloat16 --batch-size 16 max --compile \\
       --output docs/benchmarks/gpu.json
 
 Rows: ours; the same network with re-attention and fusion as the paper writes them (textbook, models/textbook.py); the
-backbone without re-attention and fusion, which is the lower bound; timm's pvt_v2_b2 and resnet50; for LORA also LORA-V
-and the text encoder alone. --compile, --channels-last, --grad-checkpointing and --bfloat16 add rows of ours and the
-backbone in that form.
+backbone without re-attention and fusion, which is the lower bound; timm's pvt_v2_b2 and resnet50; the networks that
+read less than ours (for LORA LORA-V, for TGCA-PVT LORA too) and the text encoder alone. Two images are of one topic.
+--compile, --channels-last, --grad-checkpointing and --bfloat16 add rows of ours and the backbone in that form.
 
 Rows that fit into memory together are timed in one process in turns, the others each in its own. Memory and operations
 are measured in a process for each row (tools/benchmark/memory.py).
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend
 
+from models import NETWORKS, textbook
 from models.pvt import BACKBONES
 from models.vision import check_image_size
 from runtime.setup import keep_freed_memory
@@ -32,12 +33,13 @@ from tools.benchmark.memory import alone, largest_batch, memory_limit
 from tools.benchmark.rows import VARIANTS, Setting, build_step, row_names
 from utils import UserError, naming_flags, printable
 
+MODELS = [name for name in NETWORKS if hasattr(textbook, f"{name}_forward")]
 DTYPES = ("float32", "float16", "bfloat16")
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrices whose product gives the device's rate
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=("lora", "lora_v"), default="lora_v")
+    parser.add_argument("--model", choices=MODELS, default="lora_v")
     parser.add_argument("--backbone", choices=sorted(BACKBONES), default="pvt_small")
     parser.add_argument("--locals", type=int, nargs=4, default=[1, 1, 1, 0], metavar="L")
     parser.add_argument("--alpha", type=int, default=8)

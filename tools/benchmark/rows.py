@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import create_model, get_network, textbook
+from models import NETWORKS, create_model, get_network, textbook
 from models.pvt import backbone_of
 from models.text import text_features
 
@@ -45,22 +45,25 @@ class Setting:
 
 def row_names(model: str, mode: str, variants: Sequence[str]) -> list[str]:
     """The rows of a table, ours first."""
-    with_text = ["lora_v", *(["text encoder"] if mode == "forward" else [])] if model == "lora" else []
+    record = get_network(model)
+    beside = [one.name for one in NETWORKS.values() if one.selects_patches and set(one.reads) < set(record.reads)]
+    if record.reads_text and mode == "forward":
+        beside.append("text encoder")
     varied = [f"{row} {variant}" for variant in variants for row in ("ours", "backbone")]
     if mode == "forward":
         varied = [row for row in varied if not row.endswith("checkpointing")]
-    return ["ours", "textbook", "backbone", *with_text, *varied, "pvt_v2_b2", "resnet50"]
+    return ["ours", "textbook", "backbone", *beside, *varied, "pvt_v2_b2", "resnet50"]
 
 
 def build_network(row: str, setting: Setting) -> tuple[nn.Module, Callable[..., Tensor]]:
-    """The network of a row, and the function that computes it from images (B, 3, H, W), word ids and mask (B, 30)."""
+    """The network of a row, and the function that computes it from what `inputs_of` gives."""
     name = row.split()[0]
     if name in ("pvt_v2_b2", "resnet50"):
         network = timm.create_model(name, num_classes=NUM_CLASSES)
     elif name == "backbone":
         network = setting.create("pvt")  # no re-attention, no local tokens, no fusion
     else:
-        network = setting.create("lora_v" if name == "lora_v" else setting.model)
+        network = setting.create(name if name in NETWORKS else setting.model)
     if name == "textbook":
         return network, partial(textbook_logits, network, setting)
     if row == "text encoder":
@@ -68,13 +71,29 @@ def build_network(row: str, setting: Setting) -> tuple[nn.Module, Callable[..., 
     return network, network
 
 
-def textbook_logits(network: nn.Module, setting: Setting, images: Tensor, *text: Tensor) -> Tensor:
+def textbook_logits(network: nn.Module, setting: Setting, images: Tensor, *others: Tensor) -> Tensor:
     """Logits (B, classes) of a network with re-attention and fusion computed as the paper writes them."""
     parameters = dict(network.named_parameters())
     settings = {"alpha": setting.alpha, "locals": setting.locals, "heads": network.vision_model.config.num_heads}
-    if not text:
-        return textbook.lora_v_forward(parameters, images, **settings).logits
-    return textbook.lora_forward(parameters, images, text_features(network.text_model, *text), **settings).logits
+    if get_network(setting.model).reads_text:
+        others = text_features(network.text_model, *others[:2]), *others[2:]
+    return getattr(textbook, f"{setting.model}_forward")(parameters, images, *others, **settings).logits
+
+
+def inputs_of(row: str, setting: Setting, device: torch.device) -> list[Tensor]:
+    """Images (B, 3, H, W) and, for a row that reads them, word ids and mask (B, 30), and topics (B,) of two each."""
+    name, size = row.split()[0], setting.batch_size
+    reads: Sequence[str] = ("image", "text")
+    if name != "text":
+        plain = name not in ("ours", "textbook", *NETWORKS)
+        reads = ("image",) if plain else get_network(name if name in NETWORKS else setting.model).reads
+    inputs = [torch.randn(size, 3, setting.size, setting.size, device=device)]
+    if "text" in reads:
+        words = torch.full((size, 30), 2000, device=device)
+        inputs += [words, torch.ones_like(words)]
+    if "topic" in reads:
+        inputs.append(torch.arange(size, device=device) // 2)
+    return inputs
 
 
 def build_step(row: str, setting: Setting) -> Step:
@@ -83,18 +102,14 @@ def build_step(row: str, setting: Setting) -> Step:
     torch.manual_seed(0)
     network, forward = build_network(row, setting)
     network.to(device).train(setting.mode == "training")
-    images = torch.randn(setting.batch_size, 3, setting.size, setting.size, device=device)
+    inputs = inputs_of(row, setting, device)
     if row.endswith("channels-last"):
         network.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+        inputs[0] = inputs[0].contiguous(memory_format=torch.channels_last)
     if row.endswith("checkpointing"):
         backbone_of(network).set_grad_checkpointing(True)
     if row.endswith("compiled"):
         forward = torch.compile(network, dynamic=False)
-    inputs = [images]
-    if setting.model == "lora" and row.split()[0] in ("ours", "textbook", "text"):
-        words = torch.full((setting.batch_size, 30), 2000, device=device)
-        inputs += [words, torch.ones_like(words)]
     dtype = torch.bfloat16 if row.endswith("bfloat16") else getattr(torch, setting.dtype)
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()
     if setting.mode == "training":

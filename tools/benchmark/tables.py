@@ -89,7 +89,11 @@ def ratios(group: dict[str, dict[str, Any]]) -> dict[str, str]:
     add("ours / backbone", "ours", "backbone")
     add("ours / pvt_v2_b2", "ours", "pvt_v2_b2")
     add("textbook / ours bfloat16", "textbook", "ours bfloat16")
-    if {"ours", "lora_v", "text encoder"} <= rows.keys():
+    if "lora" in rows:
+        add("ours / lora", "ours", "lora")
+    elif "text encoder" not in rows:
+        add("ours / lora_v", "ours", "lora_v")
+    elif {"ours", "lora_v"} <= rows.keys():
         parts = image_seconds(rows["lora_v"]) + image_seconds(rows["text encoder"])
         values["LORA / (LORA-V + text encoder)"] = f"{image_seconds(rows['ours']) / parts:.3f}"
     if {"ours", "backbone"} <= rows.keys():

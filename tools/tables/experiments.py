@@ -27,8 +27,10 @@ class Experiment(NamedTuple):
         start: what training starts from: `pvt` (--visfinetune), `timm` (--pretrained), or '' for random weights.
         protocols: how the epoch is chosen, one row each: names of PROTOCOLS.
         published, source: top-1 in percent and who published it; None and '' if nobody did.
+        published_by_class: each class with its precision, recall and F1 in percent; "macro" and "weighted" means too.
         time: what is known of the time that training takes.
-        same_as: another table's experiment, whose runs fill this row too.
+        same_as: another experiment, whose runs fill this row too.
+        evaluation: flags with which the checkpoints of `same_as` are evaluated for this row, on the same split.
     """
 
     name: str
@@ -43,8 +45,10 @@ class Experiment(NamedTuple):
     protocols: tuple[str, ...] = ("val",)
     published: float | None = None
     source: str = ""
+    published_by_class: tuple[tuple[str, float, float, float], ...] = ()
     time: str = "not measured"
     same_as: str = ""
+    evaluation: str = ""
 
 
 class Table(NamedTuple):

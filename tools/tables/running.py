@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -54,16 +55,20 @@ class RunContext(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One run of a row: its protocol and seed, and how images are read, '' for what a training reads by default."""
+    """One run of a row: its protocol and seed, and how images are read, '' for what a training reads by default.
+
+    `evaluation` has the flags with which a checkpoint is evaluated once more, '' for its own evaluation.
+    """
 
     experiment: Experiment
     protocol: str
     seed: int
     image_reading: str = ""
+    evaluation: str = ""
 
     def __str__(self) -> str:
-        reading = f", {reading_flag(self.image_reading)}" if self.image_reading else ""
-        return f"{self.experiment.name}, {self.protocol}, seed {self.seed}{reading}"
+        flags = [self.evaluation, self.image_reading and reading_flag(self.image_reading)]
+        return ", ".join([self.experiment.name, self.protocol, f"seed {self.seed}", *filter(None, flags)])
 
     def checkpoint(self, context: RunContext) -> Path | None:
         """The file in --weights that it evaluates; None if it trains."""
@@ -78,6 +83,10 @@ class Job(NamedTuple):
     def run_folder(self, context: RunContext) -> Path:
         """Where it is trained."""
         return context.runs / self.experiment.name / f"{self.protocol}-{self.seed}"
+
+    def evaluation_folder(self, folder: Path) -> Path:
+        """Where the figures of `evaluation` are, in the folder of its checkpoint's own figures."""
+        return folder / re.sub(r"\W+", "_", self.evaluation).strip("_")
 
     def start_weights(self, context: RunContext) -> Path | None:
         """The file that a training of PVT starts from, as published; other settings name it in their config."""
@@ -139,22 +148,28 @@ def fill(job: Job, context: RunContext) -> dict[str, Any] | str:
         return figures | {"from": "the lists"} if figures else f"no three votes for a sticker of test in {data}"
     try:
         if checkpoint := job.checkpoint(context):
-            return evaluated(job, context, checkpoint)
-        return trained(job, context)
+            name = "weights-published" if job.image_reading == PUBLISHED else "weights"
+            folder = job.evaluation_folder(context.runs / one.name / name)
+            return evaluated(job, context, checkpoint, folder) | {"from": str(checkpoint)}
+        own = trained(job._replace(evaluation=""), context)
+        if not job.evaluation:
+            return own
+        folder = job.run_folder(context)
+        (checkpoint,) = folder.glob("checkpoint*_best.pth")
+        return evaluated(job, context, checkpoint, job.evaluation_folder(folder)) | {"from": "training"}
     except NotRun as error:
         return str(error)
 
 
-def evaluated(job: Job, context: RunContext, checkpoint: Path) -> dict[str, Any]:
-    """The figures of a checkpoint, which is evaluated again if it is newer than its figures."""
-    folder = context.runs / job.experiment.name / ("weights-published" if job.image_reading == PUBLISHED else "weights")
+def evaluated(job: Job, context: RunContext, checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """The figures of a checkpoint in a folder; it is evaluated again if it is newer than they are."""
     result = folder / f"{checkpoint.stem}_test.json"
     if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
         (folder / "cost.json").unlink(missing_ok=True)
         evaluation = ["--resume", str(checkpoint), "--eval", "--output-dir", str(folder)]
         evaluation += shlex.split(reading_flag(job.image_reading)) if job.image_reading else []
-        run([*job.command(context), *evaluation], folder, context)
-    return read_figures(result, checkpoint, context) | {"from": str(checkpoint)}
+        run([*job.command(context), *evaluation, *shlex.split(job.evaluation)], folder, context)
+    return read_figures(result, checkpoint, context)
 
 
 def trained(job: Job, context: RunContext) -> dict[str, Any]:

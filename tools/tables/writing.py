@@ -165,6 +165,8 @@ def markdown(tables: Sequence[Table], rows: Rows, facts: dict[str, Any]) -> str:
         parts.append(format_table(*body(rows[table.name], facts, facts["columns"])))
         if "top-1" in facts["columns"]:
             parts += [by_class(row) for row in rows[table.name] if not isinstance(row.outcome, str)]
+            reported = [row.experiment for row in rows[table.name] if row.experiment.published_by_class]
+            parts += [published_by_class(one) for one in reported]
     return "\n\n".join(parts) + "\n"
 
 
@@ -176,8 +178,18 @@ def by_class(row: Row) -> str:
         for name, figures in first["per_class"].items()
     ]
     title = f"{row.experiment.title}, {row.protocol}, seed {seed}: by class"
-    content = format_table(["class", "precision", "recall", "F1", "samples"], lines)
-    return f"<details><summary>{title}</summary>\n\n{content}\n\n</details>"
+    return details(title, ["class", "precision", "recall", "F1", "samples"], lines)
+
+
+def published_by_class(one: Experiment) -> str:
+    """Precision, recall and F1 of each class as somebody published them."""
+    lines = [[name, *(f"{share:.2f}" for share in shares)] for name, *shares in one.published_by_class]
+    return details(f"{one.title}, {one.source}: by class", ["class", "precision", "recall", "F1"], lines)
+
+
+def details(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table under a title that opens it."""
+    return f"<details><summary>{title}</summary>\n\n{format_table(head, lines)}\n\n</details>"
 
 
 def as_csv(tables: Sequence[Table], rows: Rows, facts: dict[str, Any]) -> str:
