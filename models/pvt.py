@@ -271,14 +271,14 @@ class PVT(nn.Module):
             map of each block.
         """
         x, grid = self.embed(x, stage)
-        maps = []
+        maps: list[AttentionMap] = []
         for block in self.get_submodule(f"block{stage + 1}").children():
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x, attention = checkpoint(block, x, grid, use_reentrant=False)
             else:
                 x, attention = block(x, grid)
             if self.has_class_token(stage):
-                maps.append(attention)
+                maps.append(attention.beside(maps))
         class_token, patches = x.tensor_split([x.shape[1] - grid[0] * grid[1]], dim=1)
         return patches.transpose(1, 2).unflatten(2, grid), class_token, maps
 

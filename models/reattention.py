@@ -69,11 +69,13 @@ def gather_patches(patches: Tensor, selected: Tensor) -> Tensor:
 def class_row(attention: AttentionMap) -> Tensor:
     """Row 0 of P, how the class token's query sees the keys: (G, M)."""
     _, probabilities = next(attention.row_blocks(1))
-    return probabilities.squeeze(1)
+    return probabilities[:, 0]
 
 
 def class_column(attention: AttentionMap) -> Tensor:
     """Column 0 of P, how the queries see the class token's key: (G, N)."""
+    if attention.kept:
+        return torch.cat([block[..., 0] for block in attention.kept[0]], dim=1)
     if attention.logsumexp is not None:  # then nothing of the other columns is needed
         attention = attention._replace(keys=attention.keys[:, :1])
     return torch.cat([probabilities[..., 0] for _, probabilities in row_blocks(attention)], dim=1)

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from datasets import InputStatistics, StickerDataset, build_dataset, build_transform, same_topics
 from engine import Precision
 from models import TIMM, Network, get_network
+from models.attention import has_bfloat16
 from models.baselines import input_statistics
 from models.pvt import backbone_of
 from readers.data_sets import DATA_SETS
@@ -173,6 +174,8 @@ def build_precision(options: Namespace, device: torch.device) -> Precision:
     name = options.amp_dtype
     if name == "auto":
         name = "float16" if device.type == "cuda" else "float32"
+    if name == "bfloat16" and device.type == "cpu" and not has_bfloat16():
+        print0("--amp-dtype bfloat16: this processor has no instructions for it and is faster in float32")
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     return Precision(device, getattr(torch, name), memory_format)
 

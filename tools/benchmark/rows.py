@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import NETWORKS, create_model, get_network, textbook
+from models.attention import has_bfloat16
 from models.pvt import backbone_of
 from models.text import text_features
 
@@ -112,6 +113,7 @@ def build_step(row: str, setting: Setting) -> Step:
         forward = torch.compile(network, dynamic=False)
     dtype = torch.bfloat16 if row.endswith("bfloat16") else getattr(torch, setting.dtype)
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else nullcontext()
+    has_bfloat16()  # which multiplies matrices at its first call: no part of a step
     if setting.mode == "training":
         step = training_step(forward, inputs, list(network.parameters()), autocast)
     else:
