@@ -82,7 +82,8 @@ def test_a_table_without_topics_is_an_error_of_one_line(columns, tmp_path):
 def test_flags_of_topics_are_an_error_for_lora(flag, topic_set, tmp_path):
     finished = run_here("main_V.py", *SMALL, *flag.split(), "--data-path", topic_set, "--output-dir", tmp_path)
     assert finished.code == 2
-    assert f"{flag}: expected --model tgca_pvt or tgca_pvt_v, found lora_v" in finished.output
+    expected = "--model tgca_pvt, tgca_pvt_v or tgca_pvt_lora_locals"
+    assert f"{flag}: expected {expected}, found lora_v" in finished.output
 
 
 @pytest.fixture(scope="module")
