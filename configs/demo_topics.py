@@ -3,7 +3,7 @@
     make demo-set
     python tools/make_splits.py data/demo --by order --name orders
     python tools/reproduce.py --settings configs/demo_topics.py --data-root data --train --seeds 0 1 2 \\
-      --bert-model "$(python -m tools.demo_set --bert-folder)"   # to results/demo_topics; half an hour with one thread
+      --bert-model "$(python -m tools.demo_set --bert-folder)"   # to results/demo_topics
 
 A topic of the demo set is one of its five art styles. Each training chooses its epoch on val in the order of the
 topics; its checkpoint is then evaluated in other orders and alone. The demo set's own list is ordered by topic and,
