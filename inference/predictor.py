@@ -101,8 +101,7 @@ class Predictor:
         """
         if not images:
             return []
-        probabilities = self.logits(*self.inputs(images, texts)).double().softmax(dim=1).cpu()
-        return [self.prediction(row) for row in probabilities]
+        return self.predictions(*self.inputs(images, texts))
 
     def picture(self, image: Picture) -> Image.Image:
         """A picture or a file in RGB, read as in the network's training; raises UserError."""
@@ -132,6 +131,11 @@ class Predictor:
         if not logits.isfinite().all():
             raise UserError("the logits are not finite numbers: are the weights a trained model's?")
         return logits
+
+    def predictions(self, *inputs: Tensor) -> list[Prediction]:
+        """The prediction for each image of what `inputs` gives; raises UserError if a logit is not finite."""
+        probabilities = self.logits(*inputs).double().softmax(dim=1).cpu()
+        return [self.prediction(row) for row in probabilities]
 
     def prediction(self, probabilities: Tensor) -> Prediction:
         """Probabilities (classes,) with their names."""

@@ -2,8 +2,13 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +163,38 @@ def test_files_that_cannot_be_read_do_not_stop_it(trained, sticker_set, tmp_path
         rows = list(csv.DictReader(file))
     assert [Path(row["image"]) for row in rows] == good
     assert all(sum(float(row[f"p_{name}"]) for name in SER_NAMES) == pytest.approx(1) for row in rows)
+
+
+def test_workers_that_read_change_nothing(checkpoint, sticker_set, tmp_path, capsys):
+    good = [sample.path for sample in read_ser(sticker_set, "test")[:6]]
+    (tmp_path / "broken.png").write_bytes(good[0].read_bytes()[:100])
+    Image.new("RGB", (70, 70), "red").save(tmp_path / "red.png")
+    inputs = [*good[:3], tmp_path / "broken.png", *good[3:], tmp_path / "red.png", "--text", "hi"]
+    outcomes = []
+    for workers in (0, 2):
+        given = [checkpoint, *inputs, "--format", "csv", "--batch-size", 2, "--num-workers", workers]
+        assert predict.main([str(argument) for argument in given]) == 1
+        outcomes.append(capsys.readouterr())
+    assert outcomes[0] == outcomes[1]
+    assert "broken.png" in outcomes[0].err
+    assert "one colour (on white), nothing is seen in it" in outcomes[0].err
+    assert len(outcomes[0].out.splitlines()) == 1 + 7
+
+
+@pytest.mark.long
+def test_a_killed_worker_ends_the_command_with_one_line(trained, sticker_set, tmp_path):
+    path = read_ser(sticker_set, "test")[0].path
+    (tmp_path / "list.csv").write_text("image\n" + f"{path}\n" * 20000)
+    arguments = [trained["lora_v"] / "checkpoint_v.pth", tmp_path / "list.csv", "--num-workers", "1"]
+    command = [sys.executable, TOOL, *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while not children.read_text():
+            time.sleep(0.1)
+        os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    assert re.fullmatch(r"predict.py: error: data loader worker \(process \d+\) .*lower --num-workers.*\n", errors)
 
 
 def test_a_text_that_is_cut_or_not_read_is_said(trained, sticker_set, run_script):

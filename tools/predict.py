@@ -14,6 +14,7 @@ import csv
 import glob
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,20 +29,21 @@ if __name__ == "__main__":
     begin()
 
 
-from torch import Tensor
 from tqdm import tqdm
 
+from datasets import StickerDataset
 from inference.explain import explain
 from inference.predictor import Prediction, Predictor, load_predictor
+from readers.annotations import Sample
 from readers.class_folders import files_below
 from readers.files import stop
-from readers.images import is_blank
 from readers.placing import Folders, nearest
 from readers.tables import read_table
-from runtime.launch import set_threads
-from runtime.option_types import positive_int
+from runtime.launch import set_threads, usable_cores
+from runtime.loader import build_loader, read_batches, worker_death
+from runtime.option_types import natural, positive_int
 from tools.start import start
-from utils import UserError, escaped, listed, make_writable_folder, printable, reason, write_whole
+from utils import RunError, UserError, escaped, listed, make_writable_folder, printable, reason, write_whole
 
 COLUMN = "image"
 
@@ -95,26 +97,35 @@ def files_of(folder: Path) -> list[Path]:
     return paths
 
 
-def predict(predictor: Predictor, items: Sequence[Item], batch_size: int) -> Iterator[tuple[Item, Prediction | str]]:
-    """Each item with its prediction, or with the reason why it cannot be read; the network runs once per batch."""
-    for first in range(0, len(items), batch_size):
-        batch = items[first : first + batch_size]
-        images = [read(predictor, item.path) for item in batch]
-        readable = [(image, item.text) for image, item in zip(images, batch, strict=True) if isinstance(image, Tensor)]
-        predictions = iter(predictor(*zip(*readable, strict=True)) if readable else ())
-        for image, item in zip(images, batch, strict=True):
-            yield item, next(predictions) if isinstance(image, Tensor) else image
+def predict(
+    predictor: Predictor, items: Sequence[Item], batch_size: int, num_workers: int = 0
+) -> Iterator[tuple[Item, Prediction | str]]:
+    """Each item with its prediction, or with the reason why it cannot be read; the network runs once per batch.
 
+    Each worker reads one batch ahead; a single batch needs none.
 
-def read(predictor: Predictor, path: Path) -> Tensor | str:
-    """An image as the network's input, or the reason why it cannot be read."""
-    try:
-        picture = predictor.picture(path)
-        if is_blank(picture):
-            print(f"predict.py: one colour (on white), nothing is seen in it: {printable(path)}", file=sys.stderr)
-        return predictor.transform(picture)
-    except UserError as error:
-        return str(error)
+    Raises:
+        RunError: a worker has died, or the machine lacks something.
+    """
+    dataset = StickerDataset(
+        [Sample(item.path, 0, item.text) for item in items],
+        predictor.transform,
+        predictor.tokenizer,
+        on_bad_image="skip",
+        image_reading=predictor.image_reading,
+    )
+    workers = min(num_workers, math.ceil(len(items) / batch_size) - 1)
+    loader = build_loader(dataset, batch_size=batch_size, num_workers=workers, prefetch_factor=1)
+    for batch in read_batches(loader):
+        results: dict[int, Prediction | str] = {bad.index: f"{bad.path}: {bad.reason}" for bad in batch["skipped"]}
+        if "image" in batch:
+            inputs = [batch[name].to(predictor.device) for name in ("image", "word_ids", "word_mask") if name in batch]
+            results |= dict(zip(batch["index"].tolist(), predictor.predictions(*inputs), strict=True))
+        for index, result in sorted(results.items()):
+            if dataset.blank[index]:
+                path = printable(items[index].path)
+                print(f"predict.py: one colour (on white), nothing is seen in it: {path}", file=sys.stderr)
+            yield items[index], result
 
 
 def as_table(results: Sequence[tuple[Item, Prediction]], top_k: int) -> str:
@@ -171,6 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file, not to standard output")
     parser.add_argument("--overlay", type=Path, metavar="DIR", help="draw what was looked at, a PNG for each image")
     parser.add_argument("--batch-size", type=positive_int, default=16)
+    parser.add_argument("--num-workers", type=natural, default=4, help="processes that read images; 0: none besides")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--bert-model", default="", metavar="DIR", help="folder or archive of the text encoder")
     return parser
@@ -188,12 +200,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predictor = load_predictor(options.checkpoint, device=options.device, bert_model=options.bert_model)
     warn_of_texts(predictor, items)
     results: list[tuple[Item, Prediction]] = []
-    answers = predict(predictor, items, options.batch_size)
-    for item, result in tqdm(answers, total=len(items), unit="image", disable=None, leave=False):
-        if isinstance(result, str):
-            print(f"predict.py: not read: {result}", file=sys.stderr)
-        else:
-            results.append((item, result))
+    answers = predict(predictor, items, options.batch_size, min(options.num_workers, usable_cores()))
+    try:
+        for item, result in tqdm(answers, total=len(items), unit="image", disable=None, leave=False):
+            if isinstance(result, str):
+                print(f"predict.py: not read: {result}", file=sys.stderr)
+            else:
+                results.append((item, result))
+    except RuntimeError as error:
+        if (line := worker_death(error)) is None:
+            raise
+        raise RunError(line) from error
     if options.format == "table":
         text = as_table(results, options.top_k or 3)
     elif options.format == "csv":
