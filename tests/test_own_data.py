@@ -8,7 +8,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from readers.annotations import read_ser
+from readers.annotations import Sample, read_ser
 from readers.data_sets import DATA_SETS
 from readers.own_data import read_csv, read_folder
 from runtime.reports import read_predictions
@@ -130,7 +130,7 @@ def test_a_table_is_read_as_spreadsheets_save_it(tmp_path, settings):
     table = write_rows(tmp_path / "set.csv", **settings)
     assert DATA_SETS["csv"].class_names(table) == ("calm", "glad")
     for split, numbers in (("train", (0, 1)), ("val", (2, 3)), ("test", (4, 5))):
-        expected = [(tmp_path / f"{number}.png", 1 - number % 2, "", "") for number in numbers]
+        expected = [Sample(tmp_path / f"{number}.png", 1 - number % 2, "") for number in numbers]
         assert read_csv(table, split) == expected
 
 
@@ -145,7 +145,7 @@ def test_an_image_in_several_splits_is_said(tmp_path, capsys):
 def test_quotes_may_follow_a_space(tmp_path):
     table = write_rows(tmp_path / "set.csv")
     table.write_text('path, "label", split, text\n0.png, "calm", train, "hello, ""you"""\n')
-    assert read_csv(table, "train") == [(tmp_path / "0.png", 0, 'hello, "you"', "")]
+    assert read_csv(table, "train") == [Sample(tmp_path / "0.png", 0, 'hello, "you"')]
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,8 @@ def read_figures(result: Path, checkpoint: Path | None, context: RunContext) -> 
         if checkpoint and not cost.is_file():
             cost.write_text(json.dumps(measure_cost(checkpoint, context)), encoding="utf-8")
         record = {name: figures[name] for name in FIGURES}
-        record["best_metric"] = figures.get("run", {}).get("options", {}).get("best_metric", "acc1")
+        if "run" in figures:
+            record["best_metric"] = figures["run"]["options"].get("best_metric", "acc1")
         if "context" in figures:  # of a network that reads topics
             record["context"] = str(figures["context"]["statement"])
         record |= json.loads(cost.read_text(encoding="utf-8")) if checkpoint else {}

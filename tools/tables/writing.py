@@ -92,8 +92,8 @@ def cells(row: Row, facts: dict[str, Any]) -> dict[str, str]:
         return blank | own | literature | {score_column(facts["columns"]): f"not run: {outcome}"}
     runs = list(outcome.values())
     first = runs[0]
-    if first["best_metric"] != "acc1":
-        own["protocol"] += f", by {METRICS[first['best_metric']]}"
+    if (metric := first.get("best_metric", "acc1")) != "acc1":
+        own["protocol"] += f", by {METRICS[metric]}"
     low, high = first["intervals"]["acc1"]
     own |= {
         "top-1": spread([run["acc1"] for run in runs]),
