@@ -27,6 +27,7 @@ def pages_made(how: str) -> int:
     return int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone has mallopt")
 def test_freed_memory_is_used_again():
     tensor_pages = 2**26 // 4096

@@ -388,6 +388,7 @@ def test_a_closed_pipe_ends_it_without_a_word(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())["ok"]
 
 
+@pytest.mark.long
 def test_it_runs_as_a_script(tmp_path):
     root = make_ser(tmp_path / "set")
     finished = run_process(sys.executable, "tools/check_dataset.py", root, "--workers", 2)

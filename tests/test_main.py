@@ -241,6 +241,7 @@ def test_checkpoint_of_the_other_model_or_other_options_is_named(trained, sticke
     assert_one_line_error(other_alpha, "trained with --alpha 2", "--alpha 3")
 
 
+@pytest.mark.long
 def test_broken_image_is_named_by_one_and_two_processes(run_script, run_torchrun, tmp_path):
     root = write_sticker_set(tmp_path / "SER_Dataset")
     for number in range(24):  # in whichever process, the first batch meets one

@@ -151,6 +151,7 @@ def compiled():
     torch.compiler.reset()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("locals_", [(1, 1, 1, 0), (0, 1, 0, 0), (0, 0, 0, 0)])
 def test_compiled_graph_has_no_break_and_the_same_gradients(locals_, compiled):
     model, images = small_model(locals=locals_).double().eval(), small_images().double()
@@ -164,6 +165,7 @@ def test_compiled_graph_has_no_break_and_the_same_gradients(locals_, compiled):
         torch.testing.assert_close(model(images), expected_logits, rtol=0, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("dtype", "backend", "tolerance"), [(torch.float32, "aot_eager", 1e-4), (torch.bfloat16, "eager", 0.1)]
 )
@@ -178,6 +180,7 @@ def test_compiled_graph_in_lower_precision(dtype, backend, tolerance, compiled):
     assert model.vision_model.patch_embed1.proj.weight.grad.isfinite().all()
 
 
+@pytest.mark.long
 def test_exported_graph_has_the_same_result():
     """Decomposed as for ONNX, where the fused attention kernel has no log-sum-exp."""
     model, images = small_model().vision_model.eval(), small_images()

@@ -25,7 +25,11 @@ def build(name="adamw", **settings):
 
 
 @pytest.mark.parametrize(
-    "name", [*"adamw sgd adam lamb adafactor adan rmsprop lion novograd kronw lookahead_adamw".split()]
+    "name",
+    [
+        *"adamw sgd adam lamb adafactor adan rmsprop lion novograd lookahead_adamw".split(),
+        pytest.param("kronw", marks=pytest.mark.long),
+    ],
 )
 def test_a_resumed_optimizer_goes_on_as_the_first_would(name):
     """Over more steps than Lookahead needs to look back once."""

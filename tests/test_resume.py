@@ -116,6 +116,7 @@ def test_stopped_by_signal(processes, workers, name, code, sticker_set, undistur
     assert_same_result(tmp_path, undisturbed(processes))
 
 
+@pytest.mark.faults
 def test_a_signal_in_an_evaluation_leaves_a_checkpoint(sticker_set, undisturbed, tmp_path):
     run = kill_at(tmp_path, sticker_set, "epoch 0: 6/6", signal.SIGTERM)
     assert run.process.returncode == 143, run.output

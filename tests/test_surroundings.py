@@ -75,6 +75,7 @@ def test_ctrl_c_during_imports_is_one_line(script):
     assert (process.returncode, output) == (130, f"{os.path.basename(script)}: stopped: by Ctrl-C\n")
 
 
+@pytest.mark.long
 def test_systems_without_unix_signals_import_and_load():
     """Windows has neither these signals nor a way to block one."""
     program = """
@@ -132,6 +133,7 @@ def test_other_errors_are_not_the_machines(error):
     assert shortage(error) is None
 
 
+@pytest.mark.long
 def test_names_of_files_are_utf8_in_a_locale_of_ascii(sticker_set, tmp_path):
     image, output = tmp_path / "悲しい.png", tmp_path / "ö.csv"
     image.write_bytes(next((sticker_set / "Images" / "squares").iterdir()).read_bytes())
