@@ -251,8 +251,10 @@ def finish(run: Run, training: Training, monitor: Monitor, main_boards: list[Boa
     is_chosen = training.evaluates_best
     path = run.checkpoint_path("_best" if is_chosen else "")
     if is_chosen:
+        training.optimizer.state.clear()  # as large as what is read now
+        is_at_hand = training.best["epoch"] == training.epoch - 1
         with failing_together():
-            if run.processes.is_main:
+            if run.processes.is_main and not is_at_hand:
                 best = read_checkpoint(path, "checkpoint")
                 load_state(training.measured, best.model_ema or best.model, str(path))
                 best.drop_tensors()

@@ -7,16 +7,18 @@ import os
 import random
 import re
 import reprlib
+import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -270,8 +272,11 @@ def write_json(path: Path, values: Any) -> None:
     write_whole(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def write_whole(path: Path, content: "bytes | memoryview") -> None:
+def write_whole(path: Path, content: "bytes | Callable[[IO[bytes]], Any]") -> None:
     """Writes a file under a temporary name in its folder, flushes it to disk and renames it.
+
+    Args:
+        content: or what writes it into an open file.
 
     Raises:
         UserError: it cannot be written; what was there before is still there.
@@ -279,15 +284,42 @@ def write_whole(path: Path, content: "bytes | memoryview") -> None:
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         flush_folder(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):  # of a folder that is gone or has become read-only
             temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save makes a RuntimeError of it
+        if not isinstance(cause, OSError):
+            raise
+        raise cannot_write(path, cause) from error
+
+
+def write_again(path: Path, written: Path) -> None:
+    """Gives a file that `write_whole` wrote a second name in its folder; a copy where there are no hard links.
+
+    Raises:
+        UserError: as `write_whole`.
+    """
+
+    def copy(file: IO[bytes]) -> None:
+        with written.open("rb") as source:
+            shutil.copyfileobj(source, file, length=2**24)
+
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(written, temporary)
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+    except OSError:
+        write_whole(path, copy)
 
 
 def flush_folder(folder: Path) -> None:
@@ -471,10 +503,13 @@ def failing_together() -> Iterator[None]:
 
 
 def write_checkpoint(paths: Sequence[Path], content: dict[str, Any]) -> None:
-    """Writes a checkpoint to each path in turn, each whole or not at all; it is serialised once."""
+    """Writes a checkpoint to each path of a folder in turn, each whole or not at all.
+
+    It is serialised once, into the first file, not in memory. Nothing changes such a file in place, so that the other
+    paths can be names of the same one.
+    """
     import torch
 
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    for path in paths:
-        write_whole(path, buffer.getbuffer())
+    write_whole(paths[0], partial(torch.save, content))
+    for path in paths[1:]:
+        write_again(path, paths[0])

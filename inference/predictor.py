@@ -165,6 +165,7 @@ def load_predictor(path: str | Path, *, device: str = "auto", bert_model: str = 
 def build_predictor(checkpoint: Checkpoint, source: str, device: str = "auto", bert_model: str = "") -> Predictor:
     """The predictor of a checkpoint; see `load_predictor`. `source` is what messages call the file."""
     network, num_classes = checkpoint.network, checkpoint.num_classes
+    checkpoint.optimizer = None  # as large as the network, which is built before this is let go
     if num_classes is None:
         raise UserError(f"{source}: expected the weights of a whole network, found none of a head")
     if network.is_pyramid and not checkpoint.args:

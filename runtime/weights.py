@@ -97,6 +97,8 @@ def read_start(options: Namespace, network: Network, checkpoint: Checkpoint | No
     warn_of_lists(options, checkpoint, f"{flag} {path}")
     if network.reads_images and (options.eval or flag == "--finetune"):
         warn_of_input_size(options, checkpoint, f"{flag} {path}")
+    if options.eval or not options.resume:
+        checkpoint.optimizer = None  # as large as the network, and not needed
     start = Start(checkpoint)
     if network.reads_text:
         start.bert_config, start.tokenizer = encoder_of(checkpoint, options.bert_model, f"{flag} {path}")

@@ -5,6 +5,7 @@ import os
 import pickle
 from collections import OrderedDict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,44 @@ def test_failed_write_keeps_the_file_before(tmp_path, monkeypatch):
         write_checkpoint([path], {"model": {"weight": torch.zeros(1)}})
     assert read_checkpoint(path, "--resume").model["weight"].item() == 1
     assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_checkpoint_of_several_names_is_whole_under_each(tmp_path, monkeypatch, has_links):
+    def refuse(source, target):
+        raise OSError(1, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    paths = [tmp_path / "checkpoint_best.pth", tmp_path / "checkpoint.pth"]
+    for value in (1.0, 2.0):
+        write_checkpoint(paths, {"model": {"weight": torch.tensor([value])}})
+        assert [read_checkpoint(path, "--resume").model["weight"].item() for path in paths] == [value, value]
+        assert os.path.samefile(*paths) == has_links
+    write_checkpoint(paths[1:], {"model": {"weight": torch.zeros(1)}})
+    assert [read_checkpoint(path, "--resume").model["weight"].item() for path in paths] == [2, 0]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint.pth", "checkpoint_best.pth"]
+
+
+def test_a_full_disk_is_named_while_tensors_are_written(tmp_path):
+    """PyTorch then raises an error of its own, with the system's in its context."""
+    (tmp_path / ".checkpoint.pth.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"checkpoint\.pth: cannot be written: No space left on device"):
+        write_checkpoint([tmp_path / "checkpoint.pth"], {"model": {"weight": torch.ones(10**6)}})
+
+
+def test_writing_needs_no_second_copy_of_the_weights(tmp_path):
+    content = {"model": {str(number): torch.ones(2**21) for number in range(16)}}  # 128 MiB
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident set so far
+    before = memory_lines()["VmRSS"]
+    write_checkpoint([tmp_path / "checkpoint.pth"], content)
+    assert memory_lines()["VmHWM"] < before + 2**25
+
+
+def memory_lines():
+    """Bytes of this process's memory by name."""
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.endswith(" kB")]
+    return {name.rstrip(":"): int(size) * 1024 for name, size, _ in lines}
 
 
 PUBLISHED = {
