@@ -8,7 +8,7 @@ COUNT ?= 20000
 DEMO_DATA := data/demo$(if $(filter concept,$(SPLIT)),-concept)
 DEMO_RUN := runs/demo$(if $(filter concept,$(SPLIT)),-concept)
 
-.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults fuzz lint benchmark benchmark-gpu gpu-report lock clean
+.PHONY: install demo demo-v demo-set pretraining reproduce-demo app docs-pictures test test-long test-app test-faults test-oldest fuzz lint benchmark benchmark-gpu gpu-report lock clean
 
 install: $(VENV)/installed
 
@@ -69,6 +69,18 @@ test-long: install
 
 test-faults: install
 	$(PYTHON) -m pytest --faults tests/test_resume.py tests/test_faults.py
+
+# The golden numbers, resuming and the commands with the oldest PyTorch that the README names.
+test-oldest: $(VENV)-oldest/installed
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_golden.py tests/test_tgca.py \
+	  tests/test_samplers.py tests/test_main.py tests/test_resume.py tests/test_tgca_runs.py tests/test_published_flags.py
+
+$(VENV)-oldest/installed: requirements.lock requirements-oldest.txt requirements-demo.txt
+	$(SYSTEM_PYTHON) -m venv $(VENV)-oldest
+	grep -vE '^(torch|torchvision|triton|setuptools|cuda-[a-z]+|nvidia-[a-z0-9-]+)==' requirements.lock | \
+	  $(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-oldest.txt -r /dev/stdin
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	@touch $@
 
 test-app: $(VENV)/installed-browser
 	$(PYTHON) -m pytest --browser tests/test_app.py
