@@ -73,7 +73,8 @@ test-faults: install
 # The golden numbers, resuming and the commands with the oldest PyTorch that the README names.
 test-oldest: $(VENV)-oldest/installed
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/test_golden.py tests/test_tgca.py \
-	  tests/test_samplers.py tests/test_main.py tests/test_resume.py tests/test_tgca_runs.py tests/test_published_flags.py
+	  tests/test_samplers.py tests/test_fake_cuda.py tests/test_main.py tests/test_resume.py tests/test_tgca_runs.py \
+	  tests/test_published_flags.py
 
 $(VENV)-oldest/installed: requirements.lock requirements-oldest.txt requirements-demo.txt
 	$(SYSTEM_PYTHON) -m venv $(VENV)-oldest

@@ -51,10 +51,13 @@ class Precision:
         return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype != torch.float32)
 
     def inputs(self, batch: Batch) -> list[Tensor]:
-        """What the model is called with: images and, if there are any, word ids, mask and topics, on the device."""
+        """What the model is called with: images and, if there are any, word ids and mask, on the device, and topics.
+
+        Topics stay on the CPU, where their groups are counted without waiting for a GPU.
+        """
         images = batch["image"].to(self.device, non_blocking=True, memory_format=self.memory_format)
-        others = [batch[name] for name in ("word_ids", "word_mask", "topics") if name in batch]
-        return [images, *(tensor.to(self.device, non_blocking=True) for tensor in others)]
+        texts = [batch[name].to(self.device, non_blocking=True) for name in ("word_ids", "word_mask") if name in batch]
+        return [images, *texts, *(batch[name] for name in ("topics",) if name in batch)]
 
 
 @dataclass

@@ -89,8 +89,9 @@ def group_topics(topics: Tensor | None, images: Tensor) -> TopicGroups | None:
     if topics.shape != images.shape[:1] or topics.dtype not in (torch.int32, torch.int64):
         expected, found = f"{images.shape[0]} integers, one an image", f"{tuple(topics.shape)} of {topics.dtype}"
         raise ValueError(f"topics: expected {expected}, found the shape {found}")
-    distinct, rows = topics.to(images.device).unique(return_inverse=True)
-    return TopicGroups(rows, torch.arange(len(distinct), device=rows.device)[:, None] == rows)
+    distinct, rows = topics.unique(return_inverse=True)  # their number is data: on a GPU the program would wait for it
+    members = torch.arange(distinct.shape[0], device=rows.device)[:, None] == rows
+    return TopicGroups(rows.to(images.device), members.to(images.device))
 
 
 class TopicContext(nn.Conv1d):

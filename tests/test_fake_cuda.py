@@ -7,9 +7,11 @@ need a GPU: docs/gpu.md lists what does not run here.
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from engine import Precision
-from models import create_model
+from models import NETWORKS as KNOWN
+from models import create_model, get_network
 from tests.conftest import BERT
 
 CUDA = torch.device("cuda")
@@ -19,7 +21,11 @@ NETWORKS = {
     "lora": {**FUSED, "bert": BERT},
     "lora, locals 0000": {**FUSED, "bert": BERT, "locals": (0, 0, 0, 0)},
     "lora_v": FUSED,
+    "tgca_pvt": {**FUSED, "bert": BERT},
+    "tgca_pvt_v": FUSED,
+    "tgca_pvt_lora_locals": {**FUSED, "bert": BERT},
     "pvt": SMALL,
+    "timm/resnet10t": {"num_classes": 3, "input_size": 64},
     "bert": {"num_classes": 3, "bert": BERT},
     "majority": {"num_classes": 3},
 }
@@ -34,6 +40,10 @@ def autocast_on_cuda():
     torch.set_autocast_enabled("cuda", before)
 
 
+def test_every_network_is_here():
+    assert set(KNOWN) <= set(NETWORKS)
+
+
 def make_batch(size=64, count=2):
     """A batch as the loader gives it, on the CPU."""
     return {
@@ -42,6 +52,7 @@ def make_batch(size=64, count=2):
         "index": torch.arange(count),
         "word_ids": torch.ones(count, 30, dtype=torch.long),
         "word_mask": torch.ones(count, 30, dtype=torch.long),
+        "topics": torch.zeros(count, dtype=torch.long),
     }
 
 
@@ -49,16 +60,19 @@ def make_batch(size=64, count=2):
 @pytest.mark.parametrize("amp_dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_runs_on_fake_cuda_tensors(name, amp_dtype, training, autocast_on_cuda):
-    network, reads_text = name.partition(",")[0], name.startswith(("lora,", "bert")) or name == "lora"
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    network = name.partition(",")[0]
+    reads = get_network(network).reads
+    with FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()):
         with CUDA:
             model = create_model(network, **NETWORKS[name]).train(training)
         batch = make_batch()
-        if not reads_text:
+        if "text" not in reads:
             del batch["word_ids"], batch["word_mask"]
+        if "topic" not in reads:
+            del batch["topics"]
         precision = Precision(CUDA, amp_dtype, torch.channels_last)
         inputs = precision.inputs(batch)
-        assert all(tensor.device.type == "cuda" for tensor in inputs)
+        assert all(tensor.device.type == "cuda" for tensor in inputs[: len(inputs) - ("topic" in reads)])
         torch.set_autocast_dtype("cuda", amp_dtype)
         torch.set_autocast_enabled("cuda", amp_dtype != torch.float32)
         with torch.set_grad_enabled(training):

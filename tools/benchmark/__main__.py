@@ -18,12 +18,12 @@ from runtime.surroundings import begin
 if __name__ == "__main__":
     begin()
 
-from tools.benchmark import exported, loader, network, plot, runs
+from tools.benchmark import exported, loader, logsumexp, network, plot, runs
 from tools.benchmark.measure import machine, write_results
 from tools.start import start
 from utils import UserError
 
-COMMANDS = {"network": network, "loader": loader, "run": runs, "onnx": exported}
+COMMANDS = {"network": network, "loader": loader, "run": runs, "onnx": exported, "logsumexp": logsumexp}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

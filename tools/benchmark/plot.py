@@ -19,12 +19,19 @@ import matplotlib.pyplot as plt
 
 from tools.benchmark.exported import onnx_table
 from tools.benchmark.loader import loader_table
+from tools.benchmark.logsumexp import logsumexp_table
 from tools.benchmark.measure import GIB, read_results
 from tools.benchmark.runs import run_table
 from tools.benchmark.tables import MODES, image_seconds, network_name, network_table
 from utils import UserError
 
-TABLES = {"network": network_table, "loader": loader_table, "run": run_table, "onnx": onnx_table}
+TABLES = {
+    "network": network_table,
+    "loader": loader_table,
+    "run": run_table,
+    "onnx": onnx_table,
+    "logsumexp": logsumexp_table,
+}
 ROWS = {"textbook": "as the paper writes it", "ours": "ours", "backbone": "backbone alone", "pvt_v2_b2": "pvt_v2_b2"}
 VALUES = {
     "seconds an image": image_seconds,
