@@ -103,7 +103,7 @@ benchmark-gpu: install
 
 # On a machine with a GPU; takes the calling Python and installs nothing.
 gpu-report:
-	python3 -m tools.benchmark.gpu_report --data data/demo
+	python3 -m tools.benchmark.gpu_report --data $(DEMO_DATA)
 
 # The versions of everything that the pinned packages need, on every system and Python (needs uv: pip install uv).
 lock:

@@ -274,14 +274,17 @@ def no_proxies(monkeypatch):
     return monkeypatch
 
 
+NO_PROXY_URL = "expected http://host:port or socks5://host:port"
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
         ("ALL_PROXY", "socks5://127.0.0.1:1080", "socksio"),
-        ("all_proxy", "socks5h://127.0.0.1:1080", "socksio"),
-        ("HTTPS_PROXY", "socks://127.0.0.1:1080", "expected http://host:port or socks5://host:port"),
-        ("https_proxy", "ftp://127.0.0.1", "expected http://host:port or socks5://host:port"),
-        ("http_proxy", "socks4://127.0.0.1", "expected http://host:port or socks5://host:port"),
+        pytest.param("all_proxy", "socks5h://127.0.0.1:1080", "socksio", marks=pytest.mark.long),
+        ("HTTPS_PROXY", "socks://127.0.0.1:1080", NO_PROXY_URL),
+        pytest.param("https_proxy", "ftp://127.0.0.1", NO_PROXY_URL, marks=pytest.mark.long),
+        pytest.param("http_proxy", "socks4://127.0.0.1", NO_PROXY_URL, marks=pytest.mark.long),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_named(no_proxies, sticker_set, tmp_path, run_script, name, value, words):
