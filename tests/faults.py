@@ -35,6 +35,7 @@ class Run:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             text=True,
+            errors="backslashreplace",  # a killed process may end within a character
             bufsize=1,
             start_new_session=True,
         )
