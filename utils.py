@@ -301,27 +301,6 @@ def write_whole(path: Path, content: "bytes | Callable[[IO[bytes]], Any]") -> No
         raise cannot_write(path, cause) from error
 
 
-def write_again(path: Path, written: Path) -> None:
-    """Gives a file that `write_whole` wrote a second name in its folder; a copy where there are no hard links.
-
-    Raises:
-        UserError: as `write_whole`.
-    """
-
-    def copy(file: IO[bytes]) -> None:
-        with written.open("rb") as source:
-            shutil.copyfileobj(source, file, length=2**24)
-
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.unlink(missing_ok=True)
-        os.link(written, temporary)
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError:
-        write_whole(path, copy)
-
-
 def flush_folder(folder: Path) -> None:
     """Flushes a folder's entries to disk, so that a renamed file is there after a loss of power too."""
     if hasattr(os, "O_DIRECTORY"):  # elsewhere a folder cannot be opened
@@ -503,13 +482,13 @@ def failing_together() -> Iterator[None]:
 
 
 def write_checkpoint(paths: Sequence[Path], content: dict[str, Any]) -> None:
-    """Writes a checkpoint to each path of a folder in turn, each whole or not at all.
+    """Writes a checkpoint to each path in turn, each whole or not at all.
 
-    It is serialised once, into the first file, not in memory. Nothing changes such a file in place, so that the other
-    paths can be names of the same one.
+    It is serialised once, into the first file, not in memory; the others are copies, which damage to one spares.
     """
     import torch
 
     write_whole(paths[0], partial(torch.save, content))
     for path in paths[1:]:
-        write_again(path, paths[0])
+        with paths[0].open("rb") as written:
+            write_whole(path, partial(shutil.copyfileobj, written))

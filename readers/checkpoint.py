@@ -124,8 +124,7 @@ def newest_checkpoint(folder: Path, stem: str) -> tuple[Path, Checkpoint] | None
     """
     name = re.compile(rf"{re.escape(stem)}(_best|_epoch\d+)?\.pth")
     candidates = [path for path in folder.glob("*.pth") if name.fullmatch(path.name)]
-    # Names of one file are as old; the shortest is that of the last epoch.
-    candidates.sort(key=lambda path: (-path.stat().st_mtime_ns, len(path.name)))
+    candidates.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in candidates:
         try:
             return path, read_checkpoint(path, "--resume")
