@@ -57,7 +57,8 @@ class Precision:
         """
         images = batch["image"].to(self.device, non_blocking=True, memory_format=self.memory_format)
         texts = [batch[name].to(self.device, non_blocking=True) for name in ("word_ids", "word_mask") if name in batch]
-        return [images, *texts, *(batch[name] for name in ("topics",) if name in batch)]
+        topics = [batch["topics"]] if "topics" in batch else []
+        return [images, *texts, *topics]
 
 
 @dataclass

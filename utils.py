@@ -488,7 +488,10 @@ def write_checkpoint(paths: Sequence[Path], content: dict[str, Any]) -> None:
     """
     import torch
 
+    def copy(file: IO[bytes]) -> None:
+        with paths[0].open("rb") as written:
+            shutil.copyfileobj(written, file)
+
     write_whole(paths[0], partial(torch.save, content))
     for path in paths[1:]:
-        with paths[0].open("rb") as written:
-            write_whole(path, partial(shutil.copyfileobj, written))
+        write_whole(path, copy)

@@ -41,6 +41,7 @@ def build_parser(defaults: dict[str, Any]) -> Parser:
     )
     for add_group in (
         add_run,
+        add_evaluation,
         add_computing,
         add_model,
         add_weights,
@@ -64,6 +65,35 @@ def add_run(parser: Parser) -> None:
     group.add_argument(
         "--output-dir", default="", metavar="DIR", help="where checkpoints, log and results go; without it, nowhere"
     )
+    group.add_argument("--seed", type=natural, default=42, help="random seed; each process adds its number")
+    group.add_argument(
+        "--deterministic", action="store_true", help="on a GPU too, only operations that give the same bits each time"
+    )
+    group.add_argument(
+        "--timeout",
+        type=positive_float,
+        default=1800,
+        metavar="SECONDS",
+        help="end the run, and say where it hangs, if no batch is done for so long",
+    )
+    group.add_argument(
+        "--figures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw curves and confusion matrix at the end of a training",
+    )
+    group.add_argument("--tensorboard", action="store_true", help="write event files into --output-dir as well")
+    group.add_argument("--wandb", action="store_true", help="tell Weights & Biases as well, if it is installed")
+    group.add_argument("--log-every", type=positive_int, default=50, metavar="STEPS", help="steps between two lines")
+    group.add_argument(
+        "--world-size", type=positive_int, default=1, help="ignored: the launcher's environment tells it"
+    )
+    group.add_argument("--dist-url", default="env://", help="rendezvous of the processes")
+    group.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch without --use_env
+
+
+def add_evaluation(parser: Parser) -> None:
+    group = parser.add_argument_group("evaluation")
     group.add_argument("--eval", action="store_true", help="evaluate --resume or --finetune and end")
     group.add_argument("--eval-split", choices=("val", "test"), default="test", help="what --eval evaluates")
     group.add_argument(
@@ -88,17 +118,6 @@ def add_run(parser: Parser) -> None:
     group.add_argument(
         "--early-stop", type=positive_int, metavar="N", help="end the training after N epochs without a better one"
     )
-    group.add_argument("--seed", type=natural, default=42, help="random seed; each process adds its number")
-    group.add_argument(
-        "--deterministic", action="store_true", help="on a GPU too, only operations that give the same bits each time"
-    )
-    group.add_argument(
-        "--timeout",
-        type=positive_float,
-        default=1800,
-        metavar="SECONDS",
-        help="end the run, and say where it hangs, if no batch is done for so long",
-    )
     group.add_argument(
         "--context",
         choices=("batch", "alone"),
@@ -111,20 +130,6 @@ def add_run(parser: Parser) -> None:
         default=True,
         help="processes share the evaluation; otherwise each evaluates everything",
     )
-    group.add_argument(
-        "--figures",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw curves and confusion matrix at the end of a training",
-    )
-    group.add_argument("--tensorboard", action="store_true", help="write event files into --output-dir as well")
-    group.add_argument("--wandb", action="store_true", help="tell Weights & Biases as well, if it is installed")
-    group.add_argument("--log-every", type=positive_int, default=50, metavar="STEPS", help="steps between two lines")
-    group.add_argument(
-        "--world-size", type=positive_int, default=1, help="ignored: the launcher's environment tells it"
-    )
-    group.add_argument("--dist-url", default="env://", help="rendezvous of the processes")
-    group.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)  # torch.distributed.launch without --use_env
 
 
 def add_computing(parser: Parser) -> None:

@@ -17,6 +17,7 @@ from readers.checkpoint import load_state, read_checkpoint, read_weights_file
 from readers.checkpoint_fields import Checkpoint
 from tests.conftest import BERT, SMALL
 from tests.test_main import assert_one_line_error, run_here
+from tools.benchmark.memory import process_memory
 from utils import UserError, write_checkpoint
 
 
@@ -154,15 +155,9 @@ def test_a_full_disk_is_named_while_tensors_are_written(tmp_path):
 def test_writing_needs_no_second_copy_of_the_weights(tmp_path):
     content = {"model": {str(number): torch.ones(2**21) for number in range(16)}}  # 128 MiB
     Path("/proc/self/clear_refs").write_text("5")  # forgets the largest resident set so far
-    before = memory_lines()["VmRSS"]
+    before = process_memory()["VmRSS"]
     write_checkpoint([tmp_path / "checkpoint.pth"], content)
-    assert memory_lines()["VmHWM"] < before + 2**25
-
-
-def memory_lines():
-    """Bytes of this process's memory by name."""
-    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.endswith(" kB")]
-    return {name.rstrip(":"): int(size) * 1024 for name, size, _ in lines}
+    assert process_memory()["VmHWM"] < before + 2**25
 
 
 PUBLISHED = {

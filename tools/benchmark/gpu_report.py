@@ -29,7 +29,7 @@ import torch
 from runtime.option_types import positive_float
 from tools.benchmark.logsumexp import total_gain
 from tools.benchmark.measure import machine, read_results, write_results
-from tools.benchmark.tables import ratios
+from tools.benchmark.tables import image_seconds, ratios
 from utils import UserError, make_writable_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,8 +128,7 @@ class Report:
 def image_rates(group: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Images a second of each row that fits, with its batch."""
     rows = {row: result for row, result in group.items() if "seconds" in result}
-    rates = {row: result["batch_size"] / result["seconds"]["median"] for row, result in rows.items()}
-    return {row: f"{rate:.1f} images/s at batch {rows[row]['batch_size']}" for row, rate in rates.items()}
+    return {row: f"{1 / image_seconds(one):.1f} images/s at batch {one['batch_size']}" for row, one in rows.items()}
 
 
 def golden(report: Report) -> dict[str, Any]:

@@ -119,20 +119,21 @@ def uncountable(row: str, setting: Setting) -> bool:
     return row.endswith("compiled") or (row == "pvt_v2_b2" and setting.mode == "training")
 
 
+def process_memory() -> dict[str, int]:
+    """Bytes of the memory lines in /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
+
+
 class ProcessMemory:
     """The resident set of this process, limited through its data segment. Linux only."""
 
     def __init__(self, limit: float):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**18)  # freed memory leaves the resident set at once
-        status = self.status()
+        status = process_memory()
         self.before = status["VmRSS"]
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         resource.setrlimit(resource.RLIMIT_DATA, (int(status["VmData"] + max(limit - self.before, 0)), hard))
-
-    def status(self) -> dict[str, int]:
-        """Bytes of the memory lines in /proc/self/status."""
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
 
     def reset(self) -> None:
         """Forgets the peak so far."""
@@ -140,7 +141,7 @@ class ProcessMemory:
 
     def peak(self) -> dict[str, int]:
         """The peak since `reset`, and the network's part of it."""
-        peak = self.status()["VmHWM"]
+        peak = process_memory()["VmHWM"]
         return {"peak_bytes": peak, "network_bytes": peak - self.before}
 
 
