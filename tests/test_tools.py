@@ -110,9 +110,20 @@ def test_rows_that_fit_alone_but_not_together_are_timed_alone(tmp_path):
     assert [result["timed"] for result in json.loads(output.read_text())["results"]] == ["alone", "alone"]
 
 
-@pytest.mark.parametrize("largest", [0, 1, 2, 5, 8, 11])
-def test_bisection_finds_the_largest(largest):
-    assert memory.bisect_largest(lambda number: number <= largest) == largest
+@pytest.mark.parametrize("bytes_an_image", [1000, 1, 0])  # of which the second and third are less than the limit says
+@pytest.mark.parametrize("largest", [0, 1, 2, 5, 8, 11, 200, 1000])
+def test_the_largest_number_that_fits_is_found(largest, bytes_an_image):
+    tried = []
+
+    def peak(number):
+        tried.append(number)
+        return 500 + bytes_an_image * number if number <= largest else None
+
+    found = memory.find_largest(peak, 500 + 1000 * largest)
+    assert largest - largest // 16 <= found <= largest
+    assert len(tried) == len(set(tried)) < 35
+    if bytes_an_image == 1000:
+        assert len(tried) <= 8
 
 
 def test_rows_take_turns_and_slow_ones_rest():

@@ -118,7 +118,7 @@ class Report:
     def compare(self, name: str, rows: Sequence[str], *words: str) -> dict[str, dict[str, str]]:
         """How the networks of `rows` compare, for each type and step."""
         small = ["--size", "96", "--backbone", "pvt_demo", "--alpha", "4", "--rounds", "1"]
-        flags = [*words, *(small if self.small else ["--size", "448", "--row-seconds", "8"])]
+        flags = [*(small if self.small else ["--size", "448", "--row-seconds", "8", "--rounds", "25"]), *words]
         groups: dict[str, dict[str, dict[str, Any]]] = {}
         for result in self.benchmark(name, "network", "--rows", *rows, *flags):
             groups.setdefault(f"{result['dtype']} {result['mode']}", {})[result["row"]] = result
@@ -175,7 +175,7 @@ def logsumexp(report: Report) -> dict[str, Any]:
 def loader(report: Report) -> dict[str, Any]:
     """Images a second that a loader's process reads at 448 px, and how many keep up with training at batch 16."""
     small = ["--images", "4", "--rounds", "1", "--input-size", "64"]
-    seconds = report.benchmark("loader", "loader", *(small if report.small else []))["JPEG stickers"]
+    seconds = report.benchmark("loader", "loader", *(small if report.small else ["--rounds", "3"]))["JPEG stickers"]
     rate = 1 / seconds[WORKERS]["median"] / 2
     found: dict[str, Any] = {"images/s a process": f"{rate:.1f}"}
     measured = report.folder / "networks.json"
