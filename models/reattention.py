@@ -21,9 +21,6 @@ from models.attention import AttentionMap
 # to fill the device.
 BLOCK_ELEMENTS = {"cpu": 2**18}
 BLOCK_ELEMENTS_ELSEWHERE = 2**25
-# Elements up to which a GPU writes all maps of a stage out at once, 512 MiB in float32: those of 16 images of 448 px,
-# with which starting many small operations takes longer than the operations.
-TOGETHER_ELEMENTS = 2**27
 MIN_BLOCK_ROWS = 32
 
 
@@ -39,26 +36,14 @@ def class_token_scores(maps: Sequence[AttentionMap], *, last_stage: bool) -> Ten
     Returns:
         (B, heads, N - 1): row 0 of A without its first column. No gradient.
     """
-    shape, device = maps[0].queries.shape[:2], maps[0].queries.device.type
-    map_elements = maps[0].queries[..., 0].numel() * maps[0].keys.shape[2]  # of a block, all images and heads
-    with torch.autocast(device, enabled=False):
-        if device == "cpu" and not torch.compiler.is_compiling():
+    shape = maps[0].queries.shape[:2]
+    with torch.autocast(maps[0].queries.device.type, enabled=False):
+        if maps[0].queries.device.type == "cpu" and not torch.compiler.is_compiling():
             images = [[attention.of_image(image) for attention in maps] for image in range(shape[0])]
             row = torch.cat([chained_row(image, last_stage=last_stage) for image in images])
-        elif device != "cpu" and len(maps) * map_elements <= TOGETHER_ELEMENTS:
-            row = chained_row(written_out(maps), last_stage=last_stage)
         else:
             row = chained_row([attention.flattened() for attention in maps], last_stage=last_stage)
     return row.unflatten(0, shape)[..., 1:]
-
-
-def written_out(maps: Sequence[AttentionMap]) -> list[AttentionMap]:
-    """The maps of a stage's blocks, all images and heads side by side (G, N, M), computed together and kept."""
-    queries = torch.stack([attention.queries for attention in maps]).flatten(1, 2)  # (blocks, G, N, d)
-    keys = torch.stack([attention.keys for attention in maps]).flatten(1, 2)  # (blocks, G, M, d)
-    logits = queries @ (keys * keys.shape[3] ** -0.5).mT  # (blocks, G, N, M)
-    probabilities = logits.softmax(dim=3, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return [AttentionMap(q, k, None, [[p]]) for q, k, p in zip(queries, keys, probabilities, strict=True)]
 
 
 def chained_row(maps: Sequence[AttentionMap], *, last_stage: bool) -> Tensor:
