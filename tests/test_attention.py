@@ -28,6 +28,16 @@ def test_attention_is_the_librarys():
     torch.testing.assert_close(made.logsumexp, (q @ k.mT * 16**-0.5).logsumexp(-1), rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("with_logsumexp", [True, False])
+def test_products_beyond_float16_give_scores_of_numbers(with_logsumexp):
+    """Queries and keys whose products are 102,400: a quarter of it is within float16's 65,504."""
+    tokens = [torch.full((2, 3, length, 16), 80.0, dtype=torch.float16) for length in (41, 11, 11)]
+    made = attend(*tokens)[1]
+    maps = [made if with_logsumexp else made._replace(logsumexp=None)] * 3
+    scores = class_token_scores(maps, last_stage=False)
+    torch.testing.assert_close(scores, torch.full_like(scores, 41 / 11**2), rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_attention_in_rows_is_the_librarys_with_its_gradient(is_kept, written_out, monkeypatch):
     if not is_kept:
