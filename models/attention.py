@@ -62,9 +62,11 @@ class AttentionMap(NamedTuple):
         if self.kept:
             yield from self.kept_blocks()
             return
-        # Scaled before the product, which in float16 would pass 65504 sooner.
-        transposed_keys = (self.keys * self.keys.shape[2] ** -0.5).mT  # (G, d, M)
+        scale = self.keys.shape[2] ** -0.5
         dtype = torch.promote_types(self.queries.dtype, torch.float32)
+        is_exact = self.logsumexp is not None and self.queries.dtype == dtype
+        # Scaled before the product, which in float16 would pass 65504 sooner.
+        transposed_keys = (self.keys if is_exact else self.keys * scale).mT  # (G, d, M)
         if self.logsumexp is not None:
             # exp2 is a few vector instructions everywhere; exp goes through MKL on a CPU, three times slower on AMD's.
             offset = (self.logsumexp.contiguous() * -LOG2_E).unsqueeze(2)  # (G, N, 1)
@@ -73,8 +75,8 @@ class AttentionMap(NamedTuple):
             if self.logsumexp is None:
                 logits = self.queries[:, rows] @ transposed_keys
                 yield rows, logits.softmax(dim=2, dtype=dtype)
-            elif self.queries.dtype == dtype:  # no pass for the largest logit and none for the sum
-                logits = torch.baddbmm(offset[:, rows], self.queries[:, rows], transposed_keys, alpha=LOG2_E)
+            elif is_exact:  # no pass for the largest logit and none for the sum
+                logits = torch.baddbmm(offset[:, rows], self.queries[:, rows], transposed_keys, alpha=scale * LOG2_E)
                 yield rows, logits.exp2_()
             else:
                 logits = self.queries[:, rows] @ transposed_keys

@@ -92,10 +92,11 @@ class VisionModel(PVT):
             all_scores.append(scores)
             if self.keeps_local:
                 chosen = gather_patches(x.flatten(2).transpose(1, 2), patches)  # (B, heads * count, C)
-                local_tokens.append(self.project(self.refine(chosen), "local", stage))  # (B, heads * count, C_4)
+                refined = self.refine(chosen).flip(1)  # the visual sequence has the last one first
+                local_tokens.append(self.project(refined, "local", stage))  # (B, heads * count, C_4)
             if self.keeps_global or stage == 3:
                 class_tokens[stage] = class_token  # (B, 1, C)
-        tokens = [self.global_tokens(class_tokens, *context), *(local.flip(1) for local in reversed(local_tokens))]
+        tokens = [self.global_tokens(class_tokens, *context), *reversed(local_tokens)]
         return VisualFeatures(self.norm(torch.cat(tokens, dim=1)), taken, all_scores)
 
     def refine(self, chosen: Tensor) -> Tensor:
