@@ -64,9 +64,9 @@ class AttentionMap(NamedTuple):
             return
         scale = self.keys.shape[2] ** -0.5
         dtype = torch.promote_types(self.queries.dtype, torch.float32)
-        is_exact = self.logsumexp is not None and self.queries.dtype == dtype
+        in_one_product = self.logsumexp is not None and self.queries.dtype == dtype
         # Scaled before the product, which in float16 would pass 65504 sooner.
-        transposed_keys = (self.keys if is_exact else self.keys * scale).mT  # (G, d, M)
+        transposed_keys = (self.keys if in_one_product else self.keys * scale).mT  # (G, d, M)
         if self.logsumexp is not None:
             # exp2 is a few vector instructions everywhere; exp goes through MKL on a CPU, three times slower on AMD's.
             offset = (self.logsumexp.contiguous() * -LOG2_E).unsqueeze(2)  # (G, N, 1)
@@ -75,7 +75,7 @@ class AttentionMap(NamedTuple):
             if self.logsumexp is None:
                 logits = self.queries[:, rows] @ transposed_keys
                 yield rows, logits.softmax(dim=2, dtype=dtype)
-            elif is_exact:  # no pass for the largest logit and none for the sum
+            elif in_one_product:  # no pass for the largest logit and none for the sum
                 logits = torch.baddbmm(offset[:, rows], self.queries[:, rows], transposed_keys, alpha=scale * LOG2_E)
                 yield rows, logits.exp2_()
             else:
