@@ -8,9 +8,11 @@ import multiprocessing.queues
 import os
 import re
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ SHORTAGE_CODES = {100 + number: line for number, (_, line) in enumerate(SHORTAGE
 
 FILES_FOR_A_BATCH = 16  # two for each tensor, one for the connection, and some to spare
 DEATH_NOTICE_SECONDS = 5
+START_SECONDS = (10, 30, 90)  # that a worker has to come to life, at each try
 Batch = dict[str, Any]
 
 
@@ -179,6 +182,8 @@ def _check_room_for_files() -> None:
 class _Worker(multiprocessing.Process):
     """A worker process, which leaves the signals that end a run to the main process."""
 
+    start_pipe: tuple[Connection, ...] = ()  # closed as soon as the process runs
+
     def start(self) -> None:
         """Starts the worker; it inherits the signals as blocked, so that none meets it unprepared."""
         if not hasattr(signal, "pthread_sigmask"):
@@ -190,8 +195,32 @@ class _Worker(multiprocessing.Process):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    @staticmethod
+    def _Popen(worker: "_Worker") -> Any:
+        """Starts the worker's process, and where it is forked, another one in its place if it does not come to life.
+
+        A thread of Gloo enters Python for a moment after a collective, to release its tensors. A process that Python
+        3.11 forks in that moment waits for the thread, which it does not have, for ever.
+        """
+        start: Any = multiprocessing.Process._Popen  # type: ignore[attr-defined]  # as Process.start calls it
+        if multiprocessing.get_start_method() != "fork":
+            return start(worker)
+        for seconds in START_SECONDS:
+            worker.start_pipe = receiver, sender = multiprocessing.Pipe(duplex=False)
+            with receiver:
+                with sender:
+                    process = start(worker)
+                if receiver.poll(seconds):  # the worker has closed its end, or is dead
+                    return process
+            process.kill()
+            process.wait()
+            print(f"a data loader worker did not start within {seconds} s: another is started", file=sys.stderr)
+        return start(worker)  # --timeout ends the run if this one does not start either
+
     def run(self) -> None:
         """Reads batches; a worker that cannot even start to, as the machine lacks something, says so by its code."""
+        for end in self.start_pipe:
+            end.close()
         try:
             super().run()
         except Exception as error:

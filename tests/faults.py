@@ -18,6 +18,7 @@ from tests.conftest import ROOT, SMALL, free_port
 TRAINING = [
     *SMALL,
     *"--drop 0.1 --mixup 0.4 --reprob 0.2 --checkpoint-steps 2 --log-every 1 --protocol val --model-ema".split(),
+    *"--timeout 120".split(),  # less than a test waits, so that a run that hangs says where
 ]
 STEPS_AN_EPOCH = {1: 6, 2: 3}  # 24 images, batch 4, by processes
 

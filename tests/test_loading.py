@@ -336,6 +336,38 @@ class Stuck(Workers):
         return {}
 
 
+def test_a_worker_that_does_not_come_out_of_the_fork_is_replaced(tmp_path):
+    """The first process stays in the fork for ever, as where a thread held a lock of Python's in that moment."""
+    program = """
+        import os, sys, time, torch
+        import runtime.loader
+        from runtime.loader import build_loader, read_batches
+        class Numbers(torch.utils.data.Dataset):
+            def __len__(self):
+                return 4
+            def __getitem__(self, index):
+                return {"number": index}
+        def get_stuck():
+            try:
+                file = os.open(sys.argv[1], os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                return
+            os.write(file, str(os.getpid()).encode())
+            time.sleep(600)
+        os.register_at_fork(after_in_child=get_stuck)
+        runtime.loader.START_SECONDS = (2, 30)
+        loader = build_loader(Numbers(), batch_size=1, num_workers=2)
+        print(*[batch["number"].item() for batch in read_batches(loader)])
+    """
+    finished = run_process(sys.executable, "-c", textwrap.dedent(program), tmp_path / "stuck", timeout=60)
+    assert finished.code == 0, finished.output
+    assert finished.output.splitlines() == [
+        "a data loader worker did not start within 2 s: another is started",
+        "0 1 2 3",
+    ]
+    assert not is_running(int((tmp_path / "stuck").read_text()))
+
+
 def test_a_worker_that_is_stuck_ends_with_its_loader(tmp_path):
     loader = build_loader(Stuck(tmp_path / "pid"), batch_size=1, num_workers=1)
     reading = iter(loader)
