@@ -324,18 +324,6 @@ def test_a_worker_killed_while_it_asks_for_the_end_leaves_no_lock():
         next(reading)  # and the loader ends, or this test hangs
 
 
-class Stuck(Workers):
-    """Workers that never read an item, as on a disk that does not answer."""
-
-    def __init__(self, started: Path):
-        self.started = started
-
-    def __getitem__(self, index: int) -> dict:
-        self.started.write_text(str(os.getpid()))
-        time.sleep(1000)
-        return {}
-
-
 def test_a_worker_that_does_not_come_out_of_the_fork_is_replaced(tmp_path):
     """The first process stays in the fork for ever, as where a thread held a lock of Python's in that moment."""
     program = """
@@ -366,6 +354,18 @@ def test_a_worker_that_does_not_come_out_of_the_fork_is_replaced(tmp_path):
         "0 1 2 3",
     ]
     assert not is_running(int((tmp_path / "stuck").read_text()))
+
+
+class Stuck(Workers):
+    """Workers that never read an item, as on a disk that does not answer."""
+
+    def __init__(self, started: Path):
+        self.started = started
+
+    def __getitem__(self, index: int) -> dict:
+        self.started.write_text(str(os.getpid()))
+        time.sleep(1000)
+        return {}
 
 
 def test_a_worker_that_is_stuck_ends_with_its_loader(tmp_path):
